@@ -1,0 +1,110 @@
+// Package arch holds the layout of the repository as a table: what each tree is for and what it may import. Its test
+// reads every import of every Go file and fails on an arrow that is not here.
+package arch
+
+import "strings"
+
+// Module is the path of this module.
+const Module = "github.com/orlop/orlop"
+
+// Rule says what the packages in one tree may import of the others. Its own tree is always allowed.
+type Rule struct {
+	Tree string // directory from the module's root; the longest match counts
+	May  []string
+}
+
+// Anything stands for every tree but test.
+const Anything = "*"
+
+// Rules are the arrows. Only test files, and test itself, may import test.
+var Rules = []Rule{
+	{"cmd", []string{Anything}},
+	// The monitor is kept small: what it may link is in Unlinked, too.
+	{"cmd/orlop-conmon", []string{"conmon", "oci", "internal"}},
+	{"server", []string{"oci/spec", "oci/ns", "oci/cgroup", "image", "storage", "conmon", "internal"}},
+	{"oci", []string{"internal"}},
+	{"image", []string{"storage", "internal"}},
+	{"storage", []string{"internal"}},
+	{"conmon", []string{"oci", "internal"}},
+	{"internal", nil},
+	{"test", []string{Anything}},
+}
+
+// Home is an import from outside the module that is kept to some trees, so that what it brings stops there.
+type Home struct {
+	Import string   // a path or the beginning of one
+	Trees  []string // where it may be imported, tests included
+	Why    string
+}
+
+// Homes are the imports that are kept.
+var Homes = []Home{
+	{"github.com/containers/", []string{"image", "storage"},
+		"a later move to the library's successor is then a change in two places"},
+	{"github.com/opencontainers/runc", []string{"oci/runtime", "conmon/worker", "cmd/orlop-conmon"},
+		"libcontainer types stop at the runtime and the worker"},
+	{"google.golang.org/grpc", []string{"server", "cmd/orlop", "test"},
+		"gRPC is the CRI edge's"},
+	{"k8s.io/", []string{"server", "oci/spec", "cmd/orlop", "test"},
+		"CRI types stop at the server and the spec"},
+	{"github.com/pelletier/go-toml", []string{"internal/config"},
+		"configuration is read in one place"},
+	{"github.com/spf13/cobra", []string{"cmd"},
+		"flags are a command's"},
+	{"go.etcd.io/bbolt", []string{"server/store", "image", "storage"},
+		"records are a store's"},
+}
+
+// Pure are the packages that describe and do not act, and what they must therefore not import.
+var Pure = map[string][]string{
+	"oci/spec": {"os", "os/exec", "io/ioutil", "net", "net/http", "path/filepath", "log", "log/slog"},
+}
+
+// Unlinked are what must not be among the dependencies of a package, directly or not: the beginnings of paths.
+var Unlinked = map[string][]string{
+	"conmon/...":       {"google.golang.org/grpc", "k8s.io/", "github.com/containers/"},
+	"cmd/orlop-conmon": {"google.golang.org/grpc", "k8s.io/", "github.com/containers/"},
+	"server/...":       {"github.com/opencontainers/runc/libcontainer"},
+}
+
+// NoGo are the directories that hold no Go.
+var NoGo = []string{"contrib", "completions", "docs", "examples"}
+
+// Allowed tells whether a package in directory from may import the one in directory to; both are relative to the
+// module's root. testFile is true for a _test.go file.
+func Allowed(from, to string, testFile bool) bool {
+	if inTree(to, "test") {
+		return testFile || inTree(from, "test")
+	}
+	rule, ok := ruleOf(from)
+	if !ok {
+		return false
+	}
+	if inTree(to, topOf(rule.Tree)) {
+		return true
+	}
+	for _, tree := range rule.May {
+		if tree == Anything || inTree(to, tree) {
+			return true
+		}
+	}
+	return false
+}
+
+func ruleOf(dir string) (Rule, bool) {
+	var best Rule
+	for _, r := range Rules {
+		if inTree(dir, r.Tree) && len(r.Tree) > len(best.Tree) {
+			best = r
+		}
+	}
+	return best, best.Tree != ""
+}
+
+// topOf is the first element of a path: cmd/orlop-conmon lies in the tree cmd.
+func topOf(dir string) string {
+	top, _, _ := strings.Cut(dir, "/")
+	return top
+}
+
+func inTree(dir, tree string) bool { return dir == tree || strings.HasPrefix(dir, tree+"/") }
