@@ -6,7 +6,6 @@
 package conmon
 
 import (
-	"context"
 	"errors"
 	"os"
 	"time"
@@ -100,53 +99,3 @@ type Config struct {
 	RunDir  string // /run/orlop/conmon: sockets and container state
 	ExitDir string // /var/lib/orlop/exits: exit records
 }
-
-// Client is safe for concurrent use. Each call fails with ErrUnavailable if the worker dies under it; the next call
-// reconnects.
-type Client struct{}
-
-// Connect starts the monitor unless it runs, and connects. Events that happen from then on are sent to events, which
-// must not block; after each (re)connection the client calls resync, for the caller to compare with List.
-func Connect(ctx context.Context, cfg Config, events func(Event), resync func()) (*Client, error) {
-	panic("conmon: owner fills this in")
-}
-func (c *Client) Close() error { panic("todo") }
-
-// Create is idempotent by ID.
-func (c *Client) Create(ctx context.Context, r CreateRequest) (Created, error) { panic("todo") }
-
-// Start lets a created container run and returns when its process has been executed. Idempotent.
-func (c *Client) Start(ctx context.Context, id string) (startedAt time.Time, err error) {
-	panic("todo")
-}
-
-// Exec runs until the process ended, ctx is done (then the process and its children are killed) or the timeout.
-// It never waits for the process's output to be closed: the caller drains what is there and goes.
-func (c *Client) Exec(ctx context.Context, r ExecRequest, io Stdio) (ExecResult, error) {
-	panic("todo")
-}
-
-// Signal sends a signal to the container's first process; SIGKILL goes to every process in it.
-func (c *Client) Signal(ctx context.Context, id string, signal int) error { panic("todo") }
-
-// Update changes resource limits.
-func (c *Client) Update(ctx context.Context, id string, r *rspec.LinuxResources) error { panic("todo") }
-
-// Attach connects to the standard streams from now on.
-func (c *Client) Attach(ctx context.Context, id string) (*Attachment, error) { panic("todo") }
-
-// CloseStdin closes the container's standard input for good.
-func (c *Client) CloseStdin(ctx context.Context, id string) error { panic("todo") }
-
-// Resize sets the size of a container's terminal.
-func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error { panic("todo") }
-
-// ReopenLog closes the log file at the end of a line and opens LogPath anew.
-func (c *Client) ReopenLog(ctx context.Context, id string) error { panic("todo") }
-
-// Delete kills what is left of a container and forgets it, with its cgroups, state, descriptors and exit record.
-// It succeeds if there is nothing.
-func (c *Client) Delete(ctx context.Context, id string) error { panic("todo") }
-
-// List returns every container that the monitor knows, running or exited and not yet deleted.
-func (c *Client) List(ctx context.Context) ([]Container, error) { panic("todo") }

@@ -1,6 +1,7 @@
 package logfile
 
 import (
+	"bytes"
 	"errors"
 	"log/slog"
 	"os"
@@ -32,6 +33,14 @@ func NewSpool() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "spool"), nil
 }
 
+// Tap is who else gets the output.
+type Tap interface {
+	// Open tells whether anybody listens.
+	Open() bool
+	// Write is given each byte once, while Open. It may block, and stalls this one stream then.
+	Write(output []byte)
+}
+
 // Copier moves one stream from a pipe to a log.
 type Copier struct {
 	log    *Log // nil drops the output
@@ -40,17 +49,16 @@ type Copier struct {
 	rawSrc syscall.RawConn
 	spool  *os.File
 	spoolN int // the spool's descriptor
-	fan    func([]byte)
+	tap    Tap
 	slog   *slog.Logger
 
 	mu     sync.Mutex // guards a turn, and what follows
-	fanned int        // bytes in the spool that fan has been given
+	tapped int        // bytes in the spool that the tap has been given
 	failed bool       // the last write failed: warn once, not for each turn
 }
 
-// NewCopier does not read yet. src must be non-blocking. fan is given each byte once, before or after it is in the
-// log; it must not keep the slice and must not block for long.
-func NewCopier(l *Log, s Stream, src, spool *os.File, fan func([]byte), log *slog.Logger) (*Copier, error) {
+// NewCopier does not read yet. src must be non-blocking. l may be nil, and the output is dropped.
+func NewCopier(l *Log, s Stream, src, spool *os.File, tap Tap, log *slog.Logger) (*Copier, error) {
 	raw, err := src.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -59,7 +67,7 @@ func NewCopier(l *Log, s Stream, src, spool *os.File, fan func([]byte), log *slo
 	if err != nil {
 		return nil, err
 	}
-	return &Copier{log: l, stream: s, src: src, rawSrc: raw, spool: spool, spoolN: n, fan: fan, slog: log}, nil
+	return &Copier{log: l, stream: s, src: src, rawSrc: raw, spool: spool, spoolN: n, tap: tap, slog: log}, nil
 }
 
 // turns bounds how many copiers work at a time: a container that writes without end waits its turn like others do,
@@ -118,25 +126,32 @@ func (c *Copier) splice(fd int) (int64, error) {
 	}
 }
 
-// work is one turn: it writes what the spool holds to the log, and consumes it.
+// work writes what the spool holds to the log, and consumes it.
 func (c *Copier) work(flush bool) {
-	turns <- struct{}{}
-	defer func() { <-turns }()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if output := c.turnLocked(flush); output != nil {
+		c.tap.Write(output)
+	}
+}
+
+// turnLocked returns a copy of what the tap has not had yet, nil if it is not open.
+func (c *Copier) turnLocked(flush bool) []byte {
+	turns <- struct{}{}
+	defer func() { <-turns }()
 	b := buffers.get()
 	defer buffers.put(b)
 	data, err := b.peek(c.spoolN)
 	if err != nil {
 		c.slog.Error("log spool is unreadable", "err", err)
-		return
+		return nil
 	}
 	if len(data) == 0 {
-		return
+		return nil
 	}
-	if c.fan != nil && len(data) > c.fanned {
-		c.fan(data[c.fanned:])
-		c.fanned = len(data)
+	var output []byte
+	if c.tap.Open() && len(data) > c.tapped {
+		output = bytes.Clone(data[c.tapped:])
 	}
 	used := len(data)
 	if c.log != nil {
@@ -144,7 +159,8 @@ func (c *Copier) work(flush bool) {
 	} else {
 		b.consume(c.spoolN, used)
 	}
-	c.fanned -= min(c.fanned, used)
+	c.tapped = len(data) - used
+	return output
 }
 
 func (l *Log) turn(c *Copier, b *buffer, data []byte, flush bool) int {

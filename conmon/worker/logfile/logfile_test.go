@@ -87,7 +87,7 @@ func (g *rig) attach(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.log = New(f, g.journal, g.slot)
-	if g.copier, err = NewCopier(g.log, Stdout, g.r, g.spool, nil, slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
+	if g.copier, err = NewCopier(g.log, Stdout, g.r, g.spool, noTap{}, slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -277,7 +277,7 @@ func BenchmarkCopy(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := NewCopier(New(f, j, slot), Stdout, r, spool, nil, slog.Default())
+	c, err := NewCopier(New(f, j, slot), Stdout, r, spool, noTap{}, slog.Default())
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -294,3 +294,8 @@ func BenchmarkCopy(b *testing.B) {
 	w.Close()
 	<-done
 }
+
+type noTap struct{}
+
+func (noTap) Open() bool   { return false }
+func (noTap) Write([]byte) {}

@@ -1,0 +1,149 @@
+package conmon
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unknownCode is the exit code of a process whose status nobody could learn.
+const unknownCode = 255
+
+// DecodeExit turns a child's end as waitid(2) tells it (si_code, si_status) into an exit.
+func DecodeExit(code, status int) Exit {
+	e := Exit{Code: status, FinishedAt: time.Now()}
+	if code == cldKilled || code == cldDumped {
+		e.Signal = status
+		e.Code = 128 + status
+	}
+	return e
+}
+
+// Of sigaction(2).
+const (
+	cldKilled = 2
+	cldDumped = 3
+)
+
+// DecodeWaitStatus does the same for a status as wait(2) packs it.
+func DecodeWaitStatus(ws unix.WaitStatus) Exit {
+	if ws.Signaled() {
+		return DecodeExit(cldKilled, int(ws.Signal()))
+	}
+	return DecodeExit(1, ws.ExitStatus())
+}
+
+// UnknownExit is the end of a process that is gone without a trace.
+func UnknownExit() Exit {
+	return Exit{Code: unknownCode, Unknown: true, FinishedAt: time.Now()}
+}
+
+// RecordExit writes down how a container ended, durably: it survives a power cut once this has returned. The first
+// record of a container counts, and is returned. oomPath is for [OOMKilled].
+func RecordExit(dir, id string, e Exit, oomPath string) (Exit, error) {
+	if have, err := ReadExit(dir, id); err == nil && have != nil {
+		return *have, nil
+	}
+	// A process that lost a child to the kernel and still succeeded was not killed.
+	e.OOMKilled = e.Code != 0 && OOMKilled(oomPath)
+	return e, writeExit(dir, id, e)
+}
+
+func writeExit(dir, id string, e Exit) error {
+	path := filepath.Join(dir, id)
+	data, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	temp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return fmt.Errorf("exit record: %w", err)
+	}
+	_, err = temp.Write(data)
+	err = errors.Join(err, temp.Sync(), temp.Close())
+	if err == nil {
+		err = os.Rename(temp.Name(), path)
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return fmt.Errorf("exit record: %w", err)
+	}
+	return nil
+}
+
+// ReadExit returns the record of a container, nil if there is none.
+func ReadExit(dir, id string) (*Exit, error) {
+	data, err := os.ReadFile(filepath.Join(dir, id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("exit record: %w", err)
+	}
+	e := new(Exit)
+	if err := json.Unmarshal(data, e); err != nil {
+		return nil, fmt.Errorf("exit record %s: %w", id, err)
+	}
+	return e, nil
+}
+
+// ListExits returns the IDs of all containers that have a record.
+func ListExits(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("exit records: %w", err)
+	}
+	var ids []string
+	for _, entry := range entries {
+		if !strings.HasSuffix(entry.Name(), ".new") {
+			ids = append(ids, entry.Name())
+		}
+	}
+	return ids, nil
+}
+
+// RemoveExit forgets a record. It succeeds if there is none.
+func RemoveExit(dir, id string) error {
+	if err := os.Remove(filepath.Join(dir, id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("exit record: %w", err)
+	}
+	return nil
+}
+
+// OOMKilled tells whether the kernel killed for lack of memory in a cgroup; path is its memory.events (v2) or
+// memory.oom_control (v1, since Linux 4.13): both have a line "oom_kill N".
+func OOMKilled(path string) bool {
+	if path == "" {
+		return false
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	for line := range bytes.Lines(data) {
+		if n, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
+			count, err := strconv.ParseUint(string(bytes.TrimSpace(n)), 10, 64)
+			return err == nil && count > 0
+		}
+	}
+	return false
+}
+
+func syncDir(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}

@@ -1,0 +1,137 @@
+package keeper
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon/child"
+)
+
+// Handoff is what a process hands to itself when it becomes the keeper by execve(2): same process, same children,
+// same descriptors.
+type Handoff struct {
+	Listener int             `json:"listener"`
+	Lock     int             `json:"lock"`
+	Held     map[string]Held `json:"held"`
+}
+
+// Held is a [Hold] with descriptor numbers.
+type Held struct {
+	Pid     int            `json:"pid,omitempty"`
+	OOMPath string         `json:"oomPath,omitempty"`
+	Files   map[string]int `json:"files"`
+}
+
+const handoffEnv = "ORLOP_CONMON_HANDOFF" // the number of a descriptor to read a Handoff from
+
+// Become turns this process into the keeper. It returns only if that failed. Nothing else may fork meanwhile, since a
+// child would inherit what is handed over.
+func Become(cfg Config, h Handoff) error {
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	fd, err := unix.MemfdCreate("orlop-handoff", 0) // inherited
+	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "handoff")
+	defer f.Close()
+	if err := json.NewEncoder(f).Encode(h); err != nil {
+		return err
+	}
+	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
+		return os.NewSyscallError("lseek", err)
+	}
+	for _, c := range h.Held {
+		for _, n := range c.Files {
+			if err := inherit(n, true); err != nil {
+				return err
+			}
+		}
+	}
+	if err := errors.Join(inherit(h.Listener, true), inherit(h.Lock, true)); err != nil {
+		return err
+	}
+	args := []string{"orlop-conmon", "keeper", "--run-dir", cfg.RunDir, "--exit-dir", cfg.ExitDir}
+	return unix.Exec("/proc/self/exe", args, append(os.Environ(), handoffEnv+"="+strconv.Itoa(fd)))
+}
+
+// Inherited returns what this process handed to itself, nil if it is a keeper from the start.
+func Inherited() (*Handoff, error) {
+	value, ok := os.LookupEnv(handoffEnv)
+	if !ok {
+		return nil, nil
+	}
+	os.Unsetenv(handoffEnv)
+	fd, err := strconv.Atoi(value)
+	if err != nil {
+		return nil, fmt.Errorf("%s=%q: %w", handoffEnv, value, err)
+	}
+	f := os.NewFile(uintptr(fd), "handoff")
+	defer f.Close()
+	h := new(Handoff)
+	if err := json.NewDecoder(f).Decode(h); err != nil {
+		return nil, fmt.Errorf("handoff: %w", err)
+	}
+	return h, nil
+}
+
+func (k *keeper) takeOver(h *Handoff) error {
+	if err := errors.Join(inherit(h.Listener, false), inherit(h.Lock, false)); err != nil {
+		return err
+	}
+	k.lock = os.NewFile(uintptr(h.Lock), "lock")
+	k.listener = os.NewFile(uintptr(h.Listener), "listener")
+	for id, c := range h.Held {
+		held := &holding{pid: c.Pid, oom: c.OOMPath, files: map[string]*os.File{}}
+		for name, fd := range c.Files {
+			if err := inherit(fd, false); err != nil {
+				return err
+			}
+			held.files[name] = os.NewFile(uintptr(fd), name)
+		}
+		k.held[id] = held
+		k.watchForeign(id, held)
+	}
+	return nil
+}
+
+// watchForeign waits for a container that had fallen to the keeper which is gone now, and so to a process above us.
+func (k *keeper) watchForeign(id string, c *holding) {
+	pidfd := c.files["pidfd"]
+	if c.pid == 0 || pidfd == nil {
+		return
+	}
+	if parent, err := child.Parent(c.pid); err == nil && parent == os.Getpid() {
+		return
+	}
+	own, err := duplicate(pidfd)
+	if err != nil {
+		k.log.Error("container can't be watched", "container", id, "err", err)
+		return
+	}
+	go func() {
+		defer own.Close()
+		if err := child.Ended(own); err != nil {
+			return
+		}
+		if err := k.ended(id, child.StatusOf(own, c.pid)); err != nil {
+			k.log.Error("exit is not recorded", "container", id, "err", err)
+		}
+	}()
+}
+
+func inherit(fd int, yes bool) error {
+	flags := unix.FD_CLOEXEC
+	if yes {
+		flags = 0
+	}
+	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
+	return os.NewSyscallError("fcntl(F_SETFD)", err)
+}

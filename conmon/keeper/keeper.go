@@ -1,0 +1,423 @@
+// Package keeper is the monitor's half that must not fail. It is the last parent of every container, and holds every
+// descriptor that a container or its log needs. When the worker dies it starts another, which finds everything here;
+// when the keeper itself dies, the worker becomes the keeper (see [Handoff]).
+//
+//	keeper ─── worker ─── containers      a container's processes fall to the nearest subreaper (prctl(2)):
+//	keeper ─── containers                 to the keeper when the worker dies;
+//	       └── worker ─── containers      new ones are the new worker's.
+//
+// It does almost nothing, so that it has almost no bugs.
+package keeper
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/conmon/child"
+	"github.com/orlop/orlop/conmon/wire"
+)
+
+// Config is the same for the keeper and the worker.
+type Config struct {
+	RunDir  string // sockets, and container state
+	ExitDir string // exit records
+}
+
+// Node is the ID under which the worker has descriptors held that belong to no container.
+const Node = ""
+
+// keeper guards its fields by mu; it is never held while anything is waited for.
+type keeper struct {
+	cfg      Config
+	log      *slog.Logger
+	listener *os.File // of the socket that the daemon connects to; each worker gets it
+	lock     *os.File // says that there is a monitor; each worker gets it too
+
+	mu       sync.Mutex
+	held     map[string]*holding
+	strays   map[int]stray // ended children that no holding names yet
+	worker   int           // its pid, 0 if none runs
+	link     *wire.Peer    // to the worker
+	quitting bool
+	reaped   chan struct{} // closed when the worker has been reaped
+}
+
+// holding is what is held for one container.
+type holding struct {
+	pid   int
+	oom   string // see conmon.OOMKilled
+	files map[string]*os.File
+	ended bool
+}
+
+type stray struct {
+	exit conmon.Exit
+	at   time.Time
+}
+
+// strayAge is how long the end of an unknown child is kept: the worker may have been killed before it told of it.
+const strayAge = time.Minute
+
+// Run keeps until there is nothing left to keep and no daemon. handoff is nil, or what a worker left to itself.
+func Run(ctx context.Context, cfg Config, handoff *Handoff, log *slog.Logger) error {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl(PR_SET_CHILD_SUBREAPER)", err)
+	}
+	k := &keeper{cfg: cfg, log: log, held: map[string]*holding{}, strays: map[int]stray{}}
+	if err := k.start(handoff); err != nil {
+		return err
+	}
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, unix.SIGCHLD)
+	go func() {
+		for range children {
+			k.reap()
+		}
+	}()
+	k.reap() // those who ended before anybody listened
+	pause := time.Duration(0)
+	for ctx.Err() == nil {
+		began := time.Now()
+		if err := k.runWorker(ctx); err != nil {
+			log.Error("worker", "err", err)
+		}
+		k.mu.Lock()
+		done := k.quitting
+		k.mu.Unlock()
+		if done {
+			return os.Remove(SocketPath(cfg))
+		}
+		// A worker that can't live must not eat the machine; one that lived is replaced at once.
+		pause = min(max(2*pause, 10*time.Millisecond), 2*time.Second)
+		if time.Since(began) > 5*time.Second {
+			pause = 0
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+	return ctx.Err()
+}
+
+func (k *keeper) start(handoff *Handoff) error {
+	if handoff != nil {
+		return k.takeOver(handoff)
+	}
+	var err error
+	if k.lock, err = lock(filepath.Join(k.cfg.RunDir, "monitor.lock")); err != nil {
+		return err
+	}
+	k.listener, err = listen(SocketPath(k.cfg))
+	return err
+}
+
+// runWorker starts a worker and serves it until it has ended.
+func (k *keeper) runWorker(ctx context.Context) error {
+	ours, theirs, err := socketPair()
+	if err != nil {
+		return err
+	}
+	link := wire.NewPeer(ctx, ours, k.handle, func(string) bool { return true })
+	defer link.Close()
+	reaped := make(chan struct{})
+	k.mu.Lock()
+	k.link, k.reaped = link, reaped
+	k.worker, err = k.spawnWorker(theirs)
+	k.mu.Unlock()
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	serveErr := link.Serve() // what the worker sent before it died is all read here
+	<-reaped
+	return serveErr
+}
+
+// handle answers the worker. Messages are handled one at a time, in their order.
+func (k *keeper) handle(_ context.Context, m *wire.Message) (any, []*os.File, error) {
+	switch m.Method {
+	case MethodHold:
+		return nil, nil, k.hold(m)
+	case MethodDrop:
+		return nil, nil, k.drop(m)
+	case MethodIDs:
+		return k.ids(), nil, nil
+	case MethodTake:
+		return k.take(m)
+	case MethodQuit:
+		return nil, nil, k.quit()
+	}
+	return nil, nil, fmt.Errorf("keeper: unknown method %q", m.Method)
+}
+
+func (k *keeper) hold(m *wire.Message) error {
+	var h Hold
+	if err := m.Decode(&h); err != nil {
+		return err
+	}
+	if len(h.Names) != len(m.Files) {
+		return fmt.Errorf("hold %s: %d names for %d descriptors", h.ID, len(h.Names), len(m.Files))
+	}
+	k.mu.Lock()
+	c := k.held[h.ID]
+	if c == nil {
+		c = &holding{files: map[string]*os.File{}}
+		k.held[h.ID] = c
+	}
+	for i, name := range h.Names {
+		if old := c.files[name]; old != nil {
+			old.Close()
+		}
+		c.files[name] = m.Files[i]
+	}
+	var early *conmon.Exit
+	if h.Pid != 0 {
+		c.pid, c.oom = h.Pid, h.OOMPath
+		if s, ok := k.strays[h.Pid]; ok {
+			early = &s.exit
+			delete(k.strays, h.Pid)
+		}
+	}
+	k.mu.Unlock()
+	if early != nil {
+		return k.ended(h.ID, *early)
+	}
+	return nil
+}
+
+func (k *keeper) drop(m *wire.Message) error {
+	var d Drop
+	if err := m.Decode(&d); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c := k.held[d.ID]
+	if c == nil {
+		return nil
+	}
+	for name, f := range c.files {
+		if d.Name == "" || d.Name == name {
+			f.Close()
+			delete(c.files, name)
+		}
+	}
+	if d.Name == "" {
+		delete(k.held, d.ID)
+	}
+	return nil
+}
+
+func (k *keeper) ids() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ids := make([]string, 0, len(k.held))
+	for id := range k.held {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// take gives the worker copies of what is held for one container.
+func (k *keeper) take(m *wire.Message) (any, []*os.File, error) {
+	var id string
+	if err := m.Decode(&id); err != nil {
+		return nil, nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c := k.held[id]
+	if c == nil {
+		return nil, nil, fmt.Errorf("nothing is held for %q", id)
+	}
+	h := Hold{ID: id, Pid: c.pid, OOMPath: c.oom}
+	var files []*os.File
+	for name, f := range c.files {
+		dup, err := duplicate(f) // sending closes it
+		if err != nil {
+			return nil, files, err
+		}
+		h.Names = append(h.Names, name)
+		files = append(files, dup)
+	}
+	return h, files, nil
+}
+
+var errBusy = errors.New("containers are held")
+
+func (k *keeper) quit() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for id := range k.held {
+		if id != Node {
+			return errBusy
+		}
+	}
+	k.quitting = true
+	return nil
+}
+
+// reap writes down how children ended, and only then lets them go.
+func (k *keeper) reap() {
+	for {
+		pid, exit, err := child.Peek()
+		if err != nil || pid == 0 {
+			return // no children, or none that ended
+		}
+		k.mu.Lock()
+		if pid == k.worker {
+			k.log.Warn("worker ended", "pid", pid, "code", exit.Code)
+			k.worker = 0
+			close(k.reaped)
+			k.mu.Unlock()
+			child.Reap(pid)
+			continue
+		}
+		id := k.ownerLocked(pid)
+		if id == "" {
+			k.strayLocked(pid, exit)
+		}
+		k.mu.Unlock()
+		if id != "" {
+			if err := k.ended(id, exit); err != nil {
+				k.log.Error("exit is not recorded", "container", id, "code", exit.Code, "err", err)
+			}
+		}
+		child.Reap(pid)
+	}
+}
+
+func (k *keeper) ownerLocked(pid int) string {
+	for id, c := range k.held {
+		if c.pid == pid && !c.ended {
+			return id
+		}
+	}
+	return ""
+}
+
+func (k *keeper) strayLocked(pid int, exit conmon.Exit) {
+	for old, s := range k.strays {
+		if time.Since(s.at) > strayAge {
+			delete(k.strays, old)
+		}
+	}
+	k.strays[pid] = stray{exit, time.Now()}
+}
+
+// ended records a container's exit and tells the worker, which tells the daemon.
+func (k *keeper) ended(id string, exit conmon.Exit) error {
+	k.mu.Lock()
+	c, link := k.held[id], k.link
+	if c == nil || c.ended {
+		k.mu.Unlock()
+		return nil
+	}
+	c.ended = true
+	oom := c.oom
+	k.mu.Unlock()
+	if _, err := conmon.RecordExit(k.cfg.ExitDir, id, exit, oom); err != nil {
+		return err
+	}
+	if link != nil {
+		_ = link.Notify(MethodEnded, Ended{ID: id}) // a worker that is gone finds the record
+	}
+	return nil
+}
+
+func listen(path string) (*os.File, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	defer l.Close()
+	l.SetUnlinkOnClose(false)
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, err
+	}
+	return l.File()
+}
+
+func socketPair() (*net.UnixConn, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link")
+	defer ours.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return conn.(*net.UnixConn), theirs, nil
+}
+
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	dup := -1
+	var derr error
+	if err := raw.Control(func(fd uintptr) { dup, derr = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, os.NewSyscallError("dup", derr)
+	}
+	return os.NewFile(uintptr(dup), f.Name()), nil
+}
+
+// lock fails if there is a monitor: the descriptor of a dead keeper lives on in its worker, and so does the lock.
+func lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("keeper: %s is locked: another monitor runs", path)
+	}
+	return f, nil
+}
+
+// What a worker inherits.
+const (
+	FDListener = 3
+	FDLink     = 4
+	FDLock     = 5
+)
+
+// spawnWorker starts this same program as the worker.
+func (k *keeper) spawnWorker(link *os.File) (int, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer null.Close()
+	args := []string{"orlop-conmon", "worker", "--run-dir", k.cfg.RunDir, "--exit-dir", k.cfg.ExitDir}
+	p, err := os.StartProcess("/proc/self/exe", args, &os.ProcAttr{
+		Env: os.Environ(), Files: []*os.File{null, os.Stdout, os.Stderr, k.listener, link, k.lock},
+	})
+	if err != nil {
+		return 0, err
+	}
+	pid := p.Pid
+	return pid, p.Release() // reap waits for it
+}

@@ -1,0 +1,631 @@
+package conmon_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	rspec "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/oci/runtime"
+	"github.com/orlop/orlop/test/kernel"
+)
+
+var binary string // orlop-conmon, built once
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "orlop-conmon-test")
+	if err != nil {
+		panic(err)
+	}
+	binary = filepath.Join(dir, "orlop-conmon")
+	build := exec.Command("go", "build", "-trimpath", "-tags", "seccomp netgo osusergo runc_nocriu",
+		"-ldflags", "-s -w -linkmode external -extldflags -static", "-o", binary, "github.com/orlop/orlop/cmd/orlop-conmon")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build of orlop-conmon: %v\n%s", err, out)
+		os.Exit(1)
+	}
+	code := kernel.Main(m)
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// node is a monitor of its own with a client.
+type node struct {
+	*conmon.Client
+	t      testing.TB
+	cfg    conmon.Config
+	dir    string
+	cgroup string
+	exits  sync.Map // ID → conmon.Exit, as events told
+	resync atomic.Int32
+}
+
+func newNode(t testing.TB) *node {
+	kernel.Require(t, kernel.Root)
+	dir := t.TempDir()
+	n := &node{t: t, dir: dir, cgroup: fmt.Sprintf("/orlop-test-%d-%d", os.Getpid(), rand.Uint32()), cfg: conmon.Config{
+		Path: binary, RunDir: filepath.Join(dir, "run"), ExitDir: filepath.Join(dir, "exits"),
+	}}
+	if err := os.MkdirAll(filepath.Join(dir, "root"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.connect()
+	t.Cleanup(n.end)
+	return n
+}
+
+func (n *node) connect() {
+	n.t.Helper()
+	c, err := conmon.Connect(context.Background(), n.cfg,
+		func(e conmon.Event) { n.exits.Store(e.ID, e.Exit) }, func() { n.resync.Add(1) })
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(n.cfg.RunDir, "conmon.log"))
+		n.t.Fatalf("connect: %v\n%s", err, log)
+	}
+	n.Client = c
+}
+
+// end deletes all containers and finds nothing left of the monitor.
+func (n *node) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if n.t.Failed() {
+		log, _ := os.ReadFile(filepath.Join(n.cfg.RunDir, "conmon.log"))
+		n.t.Logf("conmon.log:\n%s", log)
+	}
+	list, err := n.List(ctx)
+	if err != nil {
+		n.t.Errorf("list: %v", err)
+	}
+	for _, c := range list {
+		if err := n.Delete(ctx, c.ID); err != nil {
+			n.t.Errorf("delete: %v", err)
+		}
+	}
+	pids := n.monitors()
+	n.Close()
+	for _, dir := range []string{"containers", "records"} {
+		if left, _ := filepath.Glob(filepath.Join(n.cfg.RunDir, dir, "*")); len(left) > 0 {
+			n.t.Errorf("left behind: %v", left)
+		}
+	}
+	for _, pid := range pids { // it would end by itself after a while without a daemon
+		_ = unix.Kill(pid, unix.SIGTERM)
+	}
+	waitFor(n.t, "monitor to end", func() bool { return len(n.monitors()) == 0 })
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*" + n.cgroup)
+	for _, dir := range hierarchies {
+		if err := unix.Rmdir(dir); err != nil {
+			n.t.Errorf("cgroup %s: %v", dir, err)
+		}
+	}
+}
+
+// monitors are the processes of this node's monitor, the keeper first.
+func (n *node) monitors() []int {
+	var keepers, workers []int
+	entries, _ := os.ReadDir("/proc")
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil || !bytes.Contains(cmdline, []byte("\x00"+n.cfg.RunDir+"\x00")) {
+			continue
+		}
+		switch {
+		case bytes.Contains(cmdline, []byte("\x00keeper\x00")):
+			keepers = append(keepers, pid)
+		case bytes.Contains(cmdline, []byte("\x00worker\x00")):
+			workers = append(workers, pid)
+		}
+	}
+	return append(keepers, workers...)
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		if ok() {
+			return
+		}
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
+
+// request is a container of the host's own programs.
+func (n *node) request(id string, script string) conmon.CreateRequest {
+	bind := func(path string) rspec.Mount {
+		return rspec.Mount{Destination: path, Source: path, Type: "bind", Options: []string{"rbind", "ro"}}
+	}
+	spec := &rspec.Spec{
+		Version: rspec.Version,
+		Root:    &rspec.Root{Path: filepath.Join(n.dir, "root")},
+		Process: &rspec.Process{
+			Args: []string{"/bin/sh", "-c", script}, Cwd: "/", Env: []string{"PATH=/usr/bin:/bin"},
+			Capabilities: &rspec.LinuxCapabilities{},
+		},
+		Mounts: []rspec.Mount{
+			bind("/usr"), bind("/bin"), bind("/lib"), bind("/lib64"), bind("/etc"),
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
+			{Destination: "/tmp", Type: "tmpfs", Source: "tmpfs"},
+		},
+		Linux: &rspec.Linux{
+			CgroupsPath: n.cgroup + "/" + id,
+			Namespaces: []rspec.LinuxNamespace{
+				{Type: rspec.PIDNamespace}, {Type: rspec.MountNamespace}, {Type: rspec.IPCNamespace}, {Type: rspec.UTSNamespace},
+			},
+		},
+	}
+	return conmon.CreateRequest{ID: id, Spec: spec, LogPath: n.logPath(id)}
+}
+
+func (n *node) logPath(id string) string { return filepath.Join(n.dir, id+".log") }
+
+func (n *node) run(r conmon.CreateRequest) {
+	n.t.Helper()
+	ctx := context.Background()
+	if _, err := n.Create(ctx, r); err != nil {
+		n.t.Fatalf("create: %v", err)
+	}
+	if _, err := n.Start(ctx, r.ID); err != nil {
+		n.t.Fatalf("start: %v", err)
+	}
+}
+
+func (n *node) exited(id string) conmon.Exit {
+	n.t.Helper()
+	var exit conmon.Exit
+	waitFor(n.t, id+" to exit", func() bool {
+		v, ok := n.exits.Load(id)
+		if ok {
+			exit = v.(conmon.Exit)
+		}
+		return ok
+	})
+	return exit
+}
+
+// lines are the messages of a log, whose format is checked.
+func (n *node) lines(id, stream string) []string {
+	n.t.Helper()
+	data, err := os.ReadFile(n.logPath(id))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSuffix(line, "\n"), " ", 4)
+		if len(f) != 4 || !strings.HasSuffix(line, "\n") {
+			n.t.Fatalf("torn line %q", line)
+		}
+		if _, err := time.Parse(time.RFC3339Nano, f[0]); err != nil {
+			n.t.Fatal(err)
+		}
+		if f[1] == stream {
+			out = append(out, f[3])
+		}
+	}
+	return out
+}
+
+func TestRun(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "echo out; echo err >&2; exit 3"))
+	exit := n.exited("one")
+	if exit.Code != 3 || exit.Signal != 0 || exit.OOMKilled || time.Since(exit.FinishedAt) > time.Minute {
+		t.Errorf("exit %+v", exit)
+	}
+	if got := n.lines("one", "stdout"); len(got) != 1 || got[0] != "out" {
+		t.Errorf("stdout %q", got)
+	}
+	if got := n.lines("one", "stderr"); len(got) != 1 || got[0] != "err" {
+		t.Errorf("stderr %q", got)
+	}
+	list, err := n.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Exit == nil || list[0].Exit.Code != 3 || list[0].StartedAt.IsZero() {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	if err := n.Signal(t.Context(), "one", 15); !errors.Is(err, conmon.ErrNotRunning) {
+		t.Errorf("signal after exit: %v", err)
+	}
+	for range 2 {
+		if err := n.Delete(t.Context(), "one"); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	}
+	if list, err := n.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	if _, err := n.Start(t.Context(), "one"); !errors.Is(err, conmon.ErrNotFound) {
+		t.Errorf("start after delete: %v", err)
+	}
+}
+
+func TestCreateIsIdempotent(t *testing.T) {
+	n := newNode(t)
+	r := n.request("one", "sleep 100")
+	first, err := n.Create(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := n.Create(t.Context(), r)
+	if err != nil || second.Pid != first.Pid {
+		t.Errorf("second create: %+v, %v; first %+v", second, err, first)
+	}
+	a, err := n.Start(t.Context(), "one")
+	b, err2 := n.Start(t.Context(), "one")
+	if err != nil || err2 != nil || !a.Equal(b) {
+		t.Errorf("starts: %v %v, %v %v", a, err, b, err2)
+	}
+}
+
+func TestCreateFails(t *testing.T) {
+	n := newNode(t)
+	for name, broken := range map[string]func(*conmon.CreateRequest){
+		"rootfs":  func(r *conmon.CreateRequest) { r.Spec.Root.Path = "/nowhere" },
+		"mount":   func(r *conmon.CreateRequest) { r.Spec.Mounts[0].Source = "/nowhere" },
+		"log":     func(r *conmon.CreateRequest) { r.LogPath = "/nowhere/log" },
+		"ID":      func(r *conmon.CreateRequest) { r.ID = "../x" },
+		"process": func(r *conmon.CreateRequest) { r.Spec.Process = nil },
+		"rlimit":  func(r *conmon.CreateRequest) { r.Spec.Process.Rlimits = []rspec.POSIXRlimit{{Type: "RLIMIT_X"}} },
+	} {
+		r := n.request("bad-"+name, "true")
+		broken(&r)
+		if _, err := n.Create(t.Context(), r); err == nil {
+			t.Errorf("%s: created", name)
+		}
+	}
+	if list, err := n.List(t.Context()); err != nil || len(list) != 0 {
+		t.Errorf("list %+v, %v", list, err)
+	}
+	r := n.request("missing", "true")
+	r.Spec.Process.Args = []string{"/nowhere"}
+	_, err := n.Create(t.Context(), r)
+	if err == nil {
+		_, err = n.Start(t.Context(), r.ID)
+	}
+	if err == nil || !strings.Contains(err.Error(), "/nowhere") {
+		t.Errorf("missing program: %v", err)
+	}
+}
+
+func TestSignals(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("term", "trap 'exit 7' TERM; echo ready; while :; do sleep 0.01; done"))
+	n.run(n.request("kill", "sleep 100"))
+	waitFor(t, "trap", func() bool { return len(n.lines("term", "stdout")) == 1 })
+	if err := n.Signal(t.Context(), "term", int(unix.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	if exit := n.exited("term"); exit.Code != 7 {
+		t.Errorf("exit %+v", exit)
+	}
+	if err := n.Signal(t.Context(), "kill", int(unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	if exit := n.exited("kill"); exit.Code != 137 || exit.Signal != 9 {
+		t.Errorf("exit %+v", exit)
+	}
+}
+
+func TestOutOfMemory(t *testing.T) {
+	n := newNode(t)
+	r := n.request("oom", "exec tail /dev/zero")
+	limit := int64(20 << 20)
+	r.Spec.Linux.Resources = &rspec.LinuxResources{Memory: &rspec.LinuxMemory{Limit: &limit}}
+	n.run(r)
+	if exit := n.exited("oom"); !exit.OOMKilled || exit.Code != 137 {
+		t.Errorf("exit %+v", exit)
+	}
+}
+
+// execOut runs a command and returns its standard output.
+func (n *node) execOut(r conmon.ExecRequest) (string, conmon.ExecResult, error) {
+	n.t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer read.Close()
+	result, err := n.Exec(context.Background(), r, conmon.Stdio{Stdout: write})
+	write.Close()
+	_ = read.SetReadDeadline(time.Now().Add(50 * time.Millisecond)) // somebody else may hold it
+	out, _ := io.ReadAll(read)
+	return string(out), result, err
+}
+
+func TestExec(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	out, result, err := n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/bin/sh", "-c", "echo hello; exit 5"}})
+	if out != "hello\n" || result.Code != 5 || err != nil {
+		t.Errorf("%q, %+v, %v", out, result, err)
+	}
+	if _, _, err := n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/nowhere"}}); err == nil {
+		t.Error("a missing program ran")
+	}
+	if _, _, err := n.execOut(conmon.ExecRequest{ID: "two", Args: []string{"true"}}); !errors.Is(err, conmon.ErrNotFound) {
+		t.Errorf("unknown container: %v", err)
+	}
+	// A time limit ends grandchildren too, also those that left the session; the pipe that they hold holds nobody.
+	began := time.Now()
+	_, result, err = n.execOut(conmon.ExecRequest{ID: "one", Timeout: 300 * time.Millisecond,
+		Args: []string{"/bin/sh", "-c", "setsid sh -c 'sleep 43; sleep 42' & wait"}})
+	if !result.TimedOut || err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("%+v, %v after %v", result, err, time.Since(began))
+	}
+	// A child that outlives its exec does not hold it up.
+	began = time.Now()
+	out, result, err = n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/bin/sh", "-c", "setsid sleep 41 & echo gone"}})
+	if out != "gone\n" || result.Code != 0 || err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("%q, %+v, %v after %v", out, result, err, time.Since(began))
+	}
+	out, _, _ = n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"}})
+	if strings.Contains(out, "sleep 43") || strings.Contains(out, "sleep 42") || !strings.Contains(out, "sleep 41") {
+		t.Errorf("processes %q", out)
+	}
+}
+
+func TestExecIsCancelled(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	_, err := n.Exec(ctx, conmon.ExecRequest{ID: "one", Args: []string{"sleep", "44"}}, conmon.Stdio{})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%v", err)
+	}
+	waitFor(t, "the process to be killed", func() bool {
+		out, _, _ := n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"}})
+		return !strings.Contains(out, "sleep 44")
+	})
+}
+
+func TestTerminal(t *testing.T) {
+	n := newNode(t)
+	r := n.request("tty", "read line; echo got $line; stty size; exit 4")
+	r.Spec.Process.Terminal = true
+	n.run(r)
+	a, err := n.Attach(t.Context(), "tty")
+	if err != nil || !a.Terminal || a.Stderr != nil || a.Stdin == nil {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	defer a.Stdin.Close()
+	defer a.Stdout.Close()
+	if err := n.Resize(t.Context(), "tty", 91, 33); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Stdin.WriteString("words\n"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(a.Stdout)
+	if err != nil || !strings.Contains(string(out), "got words\r\n33 91") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if exit := n.exited("tty"); exit.Code != 4 {
+		t.Errorf("exit %+v", exit)
+	}
+	if got := n.lines("tty", "stdout"); len(got) != 3 || strings.TrimSpace(got[1]) != "got words" {
+		t.Errorf("log %q", got)
+	}
+}
+
+func TestExecTerminal(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "a"), os.NewFile(uintptr(fds[1]), "b")
+	defer ours.Close()
+	done := make(chan conmon.ExecResult, 1)
+	go func() {
+		result, err := n.Exec(context.Background(), conmon.ExecRequest{ID: "one", Terminal: true,
+			Args: []string{"/bin/sh", "-c", "tty; echo $TERM; exit 6"}}, conmon.Stdio{Console: theirs})
+		if err != nil {
+			t.Error(err)
+		}
+		theirs.Close()
+		done <- result
+	}()
+	master, err := runtime.ReceiveConsole(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer master.Close()
+	out, _ := io.ReadAll(master) // ends with EIO
+	if !strings.Contains(string(out), "/dev/pts/") || !strings.Contains(string(out), "xterm") {
+		t.Errorf("%q", out)
+	}
+	if result := <-done; result.Code != 6 {
+		t.Errorf("%+v", result)
+	}
+}
+
+func TestStdin(t *testing.T) {
+	n := newNode(t)
+	r := n.request("cat", "cat; echo end")
+	r.Stdin, r.StdinOnce = true, true
+	n.run(r)
+	a, err := n.Attach(t.Context(), "cat")
+	if err != nil || a.Stdin == nil || !a.StdinOnce {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	defer a.Stdout.Close()
+	defer a.Stderr.Close()
+	if _, err := a.Stdin.WriteString("words\n"); err != nil {
+		t.Fatal(err)
+	}
+	a.Stdin.Close()
+	if err := n.CloseStdin(t.Context(), "cat"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := io.ReadAll(a.Stdout); string(out) != "words\nend\n" || err != nil {
+		t.Errorf("%q, %v", out, err)
+	}
+	n.exited("cat")
+}
+
+func TestUpdate(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	limit := int64(64 << 20)
+	if err := n.Update(t.Context(), "one", &rspec.LinuxResources{Memory: &rspec.LinuxMemory{Limit: &limit}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{"/sys/fs/cgroup/memory" + n.cgroup + "/one/memory.limit_in_bytes", "/sys/fs/cgroup" + n.cgroup + "/one/memory.max"} {
+		if data, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(data)) != strconv.FormatInt(limit, 10) {
+			t.Errorf("%s: %s", path, data)
+		}
+	}
+}
+
+// A container that ends while there is no daemon is listed with its true exit.
+func TestExitWithoutDaemon(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 0.3; exit 9"))
+	n.Close()
+	waitFor(t, "exit record", func() bool {
+		exit, err := conmon.ReadExit(n.cfg.ExitDir, "one")
+		return err == nil && exit != nil
+	})
+	n.connect()
+	list, err := n.List(t.Context())
+	if err != nil || len(list) != 1 || list[0].Exit == nil || list[0].Exit.Code != 9 {
+		t.Errorf("%+v, %v", list, err)
+	}
+}
+
+// Either half of the monitor is killed again and again while containers write, end, and are made.
+func TestKillMonitor(t *testing.T) {
+	for _, who := range []struct {
+		name  string
+		index int
+	}{{"keeper", 0}, {"worker", 1}} {
+		t.Run(who.name, func(t *testing.T) { killRounds(t, who.index) })
+	}
+}
+
+const killedRounds = 12
+
+func killRounds(t *testing.T, index int) {
+	n := newNode(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	const spam = `i=0; while [ $i -lt 4000 ]; do i=$((i+1)); echo line $i; done; exit 11`
+	slow := `i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.005; done; exit 12`
+	n.run(n.request("slow", slow))
+	n.run(n.request("long", "sleep 1000"))
+	for round := range killedRounds {
+		id := "spam" + strconv.Itoa(round)
+		n.run(n.request(id, spam))
+		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
+		if pids := n.monitors(); len(pids) == 2 {
+			if err := unix.Kill(pids[index], unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitFor(t, "exec to work again", func() bool {
+			out, _, err := n.execOut(conmon.ExecRequest{ID: "long", Args: []string{"echo", "alive"}})
+			return err == nil && out == "alive\n"
+		})
+		n.checkSpam(id, 4000, 11)
+	}
+	n.checkSpam("slow", 400, 12)
+	list, err := n.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		if c.ID == "long" && (c.Exit != nil || c.Pid == 0) {
+			t.Errorf("long was stopped: %+v", c)
+		}
+	}
+}
+
+// checkSpam waits for the end of a container that counts lines, and finds each line once, or one of them twice.
+func (n *node) checkSpam(id string, count, code int) {
+	n.t.Helper()
+	var exit *conmon.Exit
+	waitFor(n.t, id+" to exit", func() bool {
+		list, err := n.List(context.Background())
+		if err != nil {
+			return false
+		}
+		for _, c := range list {
+			if c.ID == id {
+				exit = c.Exit
+			}
+		}
+		return exit != nil
+	})
+	if exit.Code != code {
+		n.t.Errorf("%s: exit %+v", id, exit)
+	}
+	lines, next := n.lines(id, "stdout"), 1
+	for _, line := range lines {
+		switch line {
+		case "line " + strconv.Itoa(next):
+			next++
+		case "line " + strconv.Itoa(next-1): // repeated
+		default:
+			n.t.Fatalf("%s: got %q where line %d belongs, of %d lines", id, line, next, len(lines))
+		}
+	}
+	if next != count+1 || len(lines) > count+1 {
+		n.t.Errorf("%s: %d lines up to line %d, want %d", id, len(lines), next-1, count)
+	}
+}
+
+func BenchmarkContainer(b *testing.B) {
+	n := newNode(b)
+	ctx := context.Background()
+	b.Run("create", func(b *testing.B) {
+		var lib time.Duration
+		i := 0
+		for b.Loop() {
+			i++
+			id := fmt.Sprintf("c%d-%d", b.N, i)
+			made, err := n.Create(ctx, n.request(id, "sleep 100"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			lib += made.Steps["libcontainer"]
+			b.StopTimer()
+			if err := n.Delete(ctx, id); err != nil {
+				b.Fatal(err)
+			}
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(lib.Microseconds())/float64(i), "libcontainer-µs/op")
+	})
+	n.run(n.request("exec", "sleep 1000"))
+	b.Run("exec", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := n.Exec(ctx, conmon.ExecRequest{ID: "exec", Args: []string{"/bin/true"}}, conmon.Stdio{}); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}

@@ -1,0 +1,134 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon"
+)
+
+// start lets a created container run. A repeat returns the time of the first.
+func (w *Worker) start(id string) (*time.Time, error) {
+	c, err := w.get(id)
+	if err != nil {
+		return nil, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if at := c.started.Load(); at != nil {
+		return at, nil
+	}
+	if c.exit.Load() != nil {
+		return nil, fmt.Errorf("container %s: %w: %w", id, conmon.ErrNotRunning, errDead)
+	}
+	if err := w.runtime.Start(id); err != nil {
+		return nil, fmt.Errorf("container %s: start: %w", id, err)
+	}
+	now := time.Now()
+	c.started.Store(&now)
+	return &now, w.noteStart(id, now)
+}
+
+func (w *Worker) noteStart(id string, at time.Time) error {
+	r, err := w.loadRecord(id)
+	if err != nil {
+		return err
+	}
+	r.StartedAt = at
+	return w.saveRecord(r)
+}
+
+func (w *Worker) signal(id string, signal int) error {
+	c, err := w.running(id)
+	if err != nil {
+		return err
+	}
+	return w.send(c, unix.Signal(signal))
+}
+
+// send signals the container's first process through its pidfd, so that the signal can't reach another one.
+func (w *Worker) send(c *container, signal unix.Signal) error {
+	if signal == unix.SIGKILL && c.sharesPIDs {
+		err := w.runtime.Signal(c.id, signal)
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil
+		}
+		return err
+	}
+	pidfd := c.file(filePidfd)
+	if pidfd == nil {
+		return fmt.Errorf("%w: %s", conmon.ErrNotRunning, c.id)
+	}
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), signal, nil, 0) })
+	if errors.Is(serr, unix.ESRCH) {
+		return fmt.Errorf("%w: %s", conmon.ErrNotRunning, c.id)
+	}
+	return errors.Join(err, serr)
+}
+
+func (w *Worker) update(a conmon.UpdateArgs) error {
+	if _, err := w.running(a.ID); err != nil {
+		return err
+	}
+	if a.Resources == nil {
+		return fmt.Errorf("container %s: no resources to update", a.ID)
+	}
+	return w.runtime.Update(a.ID, a.Resources)
+}
+
+// delete kills what is left of a container and forgets it.
+func (w *Worker) delete(ctx context.Context, id string) error {
+	c := w.find(id)
+	if c == nil {
+		return w.forget(id)
+	}
+	if err := w.kill(ctx, c); err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if w.find(id) != c {
+		return nil // another delete was faster
+	}
+	if err := w.kill(ctx, c); err != nil { // it was being made a moment ago
+		return err
+	}
+	if err := w.forget(id); err != nil {
+		return err
+	}
+	w.remove(c)
+	return nil
+}
+
+func (w *Worker) kill(ctx context.Context, c *container) error {
+	if c.pid.Load() == 0 || c.exit.Load() != nil {
+		return nil
+	}
+	if err := w.send(c, unix.SIGKILL); err != nil && !errors.Is(err, conmon.ErrNotRunning) {
+		return fmt.Errorf("container %s: kill: %w", c.id, err)
+	}
+	select {
+	case <-c.ended:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s: killed and not ended: %w", c.id, conmon.ErrTimeout)
+	}
+}
+
+// forget removes what is on disk, the exit record last: it says that there was a container.
+func (w *Worker) forget(id string) error {
+	if err := w.runtime.Delete(id); err != nil {
+		return fmt.Errorf("container %s: %w", id, err)
+	}
+	return errors.Join(w.removeRecord(id), conmon.RemoveExit(w.cfg.ExitDir, id))
+}

@@ -1,0 +1,79 @@
+package worker
+
+import (
+	"errors"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/conmon/child"
+)
+
+// drainTime bounds how long the end of a container waits for its last output to be in its log.
+const drainTime = 2 * time.Second
+
+// watch waits for the end of a container that is this process's child, and records it before it is reaped: if this
+// process is killed between the two, the keeper gets the zombie, and finds the record.
+func (w *Worker) watch(c *container) {
+	pidfd := c.file(filePidfd)
+	if pidfd == nil || child.Ended(pidfd) != nil {
+		return
+	}
+	n, err := fileNumber(pidfd)
+	if err != nil {
+		return
+	}
+	pid, exit, err := child.PeekFD(n)
+	if err != nil || pid == 0 {
+		w.log.Error("exit status is lost", "container", c.id, "err", err)
+		exit = conmon.UnknownExit()
+	}
+	exit, err = conmon.RecordExit(w.cfg.ExitDir, c.id, exit, c.oomPath)
+	if err != nil { // the disk may be full: it stays a zombie, and whoever comes next tries again
+		w.log.Error("exit is not recorded", "container", c.id, "code", exit.Code, "err", err)
+	} else {
+		child.Reap(pid)
+	}
+	w.end(c, exit)
+}
+
+// end is for an exit that has been recorded: the log is completed, everybody is told, and what nobody needs any more
+// is closed.
+func (w *Worker) end(c *container, exit conmon.Exit) {
+	c.endOnce.Do(func() {
+		if c.sharesPIDs { // what its first process leaves behind is the container's too
+			if err := w.runtime.Signal(c.id, unix.SIGKILL); err != nil {
+				w.log.Debug("nothing left to kill", "container", c.id, "err", err)
+			}
+		}
+		c.drain()
+		c.exit.Store(&exit)
+		close(c.ended)
+		w.tell(conmon.MethodExited, conmon.Event{ID: c.id, Exit: exit})
+		c.release()
+		w.drop(c.id, "")
+		w.journal.Free(c.slot)
+	})
+}
+
+// drain writes what is in the pipes to the log. It does not wait for those who may still hold the other ends.
+func (c *container) drain() {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if len(c.copiers) == 0 {
+			c.copying.Wait() // a terminal ends with its last process
+		}
+		for _, cp := range c.copiers {
+			cp.Drain()
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(drainTime):
+	}
+}
+
+// errDead is what starting a container is answered that has ended before.
+var errDead = errors.New("its process has ended already")

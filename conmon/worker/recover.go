@@ -1,0 +1,224 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/conmon/child"
+	"github.com/orlop/orlop/conmon/keeper"
+	"github.com/orlop/orlop/conmon/worker/logfile"
+)
+
+// taken is what the keeper held for a container when this worker started.
+type taken struct {
+	pid   int
+	files map[string]*os.File
+}
+
+// recover goes on from where the last worker was killed: with what the keeper holds, the records, and the exits.
+func (w *Worker) recover(ctx context.Context) error {
+	for _, dir := range []string{w.recordDir(), w.cfg.ExitDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	held, err := w.takeAll(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.openJournal(held[keeper.Node]); err != nil {
+		return err
+	}
+	delete(held, keeper.Node)
+	records, err := w.loadRecords()
+	if err != nil {
+		return err
+	}
+	for _, r := range records { // all slots first: a create by a daemon that waits must not get one of them
+		if r.LogSlot != noSlot {
+			if err := w.journal.Reserve(r.LogSlot); err != nil {
+				return err
+			}
+		}
+	}
+	for _, r := range records {
+		if err := w.adopt(ctx, r, held[r.ID]); err != nil {
+			w.log.Error("container is not adopted", "container", r.ID, "err", err)
+		}
+		delete(held, r.ID)
+	}
+	for id, t := range held { // of a container whose delete was cut short
+		t.close()
+		w.drop(id, "")
+	}
+	return w.listExits()
+}
+
+func (w *Worker) takeAll(ctx context.Context) (map[string]taken, error) {
+	var ids []string
+	if _, err := w.link.Call(ctx, keeper.MethodIDs, nil, &ids); err != nil {
+		return nil, fmt.Errorf("keeper: %w", err)
+	}
+	held := map[string]taken{}
+	for _, id := range ids {
+		var h keeper.Hold
+		files, err := w.link.Call(ctx, keeper.MethodTake, id, &h)
+		if err != nil {
+			return nil, fmt.Errorf("keeper: %w", err)
+		}
+		t := taken{h.Pid, map[string]*os.File{}}
+		for i, name := range h.Names {
+			t.files[name] = files[i]
+		}
+		held[id] = t
+	}
+	return held, nil
+}
+
+func (t taken) close() {
+	for _, f := range t.files {
+		f.Close()
+	}
+}
+
+func (w *Worker) openJournal(t taken) (err error) {
+	if f := t.files["journal"]; f != nil {
+		w.journal, err = logfile.OpenJournal(f)
+		return err
+	}
+	if w.journal, err = logfile.NewJournal(); err != nil {
+		return err
+	}
+	return w.link.Notify(keeper.MethodHold, keeper.Hold{ID: keeper.Node, Names: []string{"journal"}}, w.journal.File())
+}
+
+func (w *Worker) loadRecords() ([]*record, error) {
+	entries, err := os.ReadDir(w.recordDir())
+	if err != nil {
+		return nil, err
+	}
+	var records []*record
+	for _, entry := range entries {
+		id := entry.Name()
+		if strings.HasSuffix(id, ".new") {
+			_ = os.Remove(w.recordPath(id))
+			continue
+		}
+		r, err := w.loadRecord(id)
+		if err != nil {
+			w.log.Error("container is lost", "err", err)
+			continue
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// adopt goes on with a container that the last worker knew.
+func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
+	if r.Pid == 0 { // its create was cut short, and its caller was told so
+		t.close()
+		w.drop(r.ID, "")
+		w.journal.Free(r.LogSlot)
+		if err := w.purge(r.ID, r.CgroupsPath, r.Systemd); err != nil {
+			return err
+		}
+		return w.removeRecord(r.ID)
+	}
+	c := newContainer(r.ID)
+	c.slot, c.stdinOnce, c.sharesPIDs, c.oomPath = r.LogSlot, r.StdinOnce, r.SharesPIDs, r.oomPath()
+	for name, f := range t.files {
+		c.files[name] = f
+	}
+	c.pid.Store(int32(r.Pid))
+	if at, ok := w.runtime.StartedAt(r.ID, r.Pid); !r.StartedAt.IsZero() {
+		c.started.Store(&r.StartedAt)
+	} else if ok {
+		c.started.Store(&at)
+	}
+	if err := w.copyOutput(c); err != nil {
+		return err
+	}
+	c.made.Store(true)
+	w.mu.Lock()
+	w.containers[c.id] = c
+	w.mu.Unlock()
+	exit, err := w.findExit(ctx, c, t)
+	if err != nil {
+		return err
+	}
+	if exit != nil {
+		w.end(c, *exit)
+	}
+	return nil
+}
+
+// findExit returns how a container ended, nil if it runs. Its next end is the keeper's to tell.
+func (w *Worker) findExit(ctx context.Context, c *container, t taken) (*conmon.Exit, error) {
+	if t.pid == 0 { // the last worker was killed before it had told the keeper which process to watch
+		if err := w.nameProcess(ctx, c); err != nil {
+			return nil, err
+		}
+	}
+	exit, err := conmon.ReadExit(w.cfg.ExitDir, c.id)
+	if err != nil || exit != nil {
+		return exit, err
+	}
+	if t.pid == 0 && !w.runtime.Alive(c.id) {
+		lost, err := conmon.RecordExit(w.cfg.ExitDir, c.id, conmon.UnknownExit(), c.oomPath)
+		return &lost, err
+	}
+	return nil, nil
+}
+
+// nameProcess returns when the keeper has looked whether the process was among those that ended.
+func (w *Worker) nameProcess(ctx context.Context, c *container) error {
+	var names []string
+	if c.file(filePidfd) == nil && w.runtime.Alive(c.id) {
+		pidfd, err := child.OpenFD(int(c.pid.Load()))
+		if err == nil {
+			c.put(filePidfd, pidfd)
+			names = append(names, filePidfd)
+		}
+	}
+	if err := w.hold(c, names...); err != nil {
+		return err
+	}
+	_, err := w.link.Call(ctx, keeper.MethodIDs, nil, nil)
+	return err
+}
+
+// listExits adds those whose exit is all that is left, as after a reboot: the daemon has not asked for them yet.
+func (w *Worker) listExits() error {
+	ids, err := conmon.ListExits(w.cfg.ExitDir)
+	if err != nil {
+		return err
+	}
+	var all []error
+	for _, id := range ids {
+		if w.find(id) != nil {
+			continue
+		}
+		exit, err := conmon.ReadExit(w.cfg.ExitDir, id)
+		if err != nil {
+			all = append(all, err)
+			continue
+		}
+		c := newContainer(id)
+		c.endOnce.Do(func() {
+			c.exit.Store(exit)
+			close(c.ended)
+		})
+		w.mu.Lock()
+		w.containers[id] = c
+		w.mu.Unlock()
+	}
+	if err := errors.Join(all...); err != nil {
+		w.log.Error("exit records are unreadable", "err", err)
+	}
+	return nil
+}
