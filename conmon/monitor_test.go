@@ -537,9 +537,10 @@ func killRounds(t *testing.T, index int) {
 	slow := `i=0; while [ $i -lt 400 ]; do i=$((i+1)); echo line $i; echo err $i >&2; sleep 0.005; done; exit 12`
 	n.run(n.request("slow", slow))
 	n.run(n.request("long", "sleep 1000"))
+	stop := n.churn()
 	for round := range killedRounds {
 		id := "spam" + strconv.Itoa(round)
-		n.run(n.request(id, spam))
+		n.insist(n.request(id, spam))
 		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
 		if pids := n.monitors(); len(pids) == 2 {
 			if err := unix.Kill(pids[index], unix.SIGKILL); err != nil {
@@ -552,6 +553,7 @@ func killRounds(t *testing.T, index int) {
 		})
 		n.checkSpam(id, 4000, 11)
 	}
+	stop()
 	n.checkSpam("slow", 400, 12)
 	list, err := n.List(t.Context())
 	if err != nil {
@@ -561,6 +563,45 @@ func killRounds(t *testing.T, index int) {
 		if c.ID == "long" && (c.Exit != nil || c.Pid == 0) {
 			t.Errorf("long was stopped: %+v", c)
 		}
+	}
+}
+
+// insist does what the daemon does: it repeats a request whose answer was lost.
+func (n *node) insist(r conmon.CreateRequest) {
+	n.t.Helper()
+	ctx := context.Background()
+	waitFor(n.t, "create of "+r.ID, func() bool {
+		_, err := n.Create(ctx, r)
+		if err != nil && !errors.Is(err, conmon.ErrUnavailable) {
+			n.t.Fatalf("create: %v", err)
+		}
+		return err == nil
+	})
+	waitFor(n.t, "start of "+r.ID, func() bool {
+		_, err := n.Start(ctx, r.ID)
+		if errors.Is(err, conmon.ErrNotFound) { // it was being made when the worker was killed
+			_, err = n.Create(ctx, r)
+			return false
+		}
+		return err == nil || errors.Is(err, conmon.ErrNotRunning) // it has ended already
+	})
+}
+
+// churn makes and deletes containers until it is stopped, and checks the exit of each.
+func (n *node) churn() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() {
+		for i := 0; ctx.Err() == nil; i++ {
+			id := "churn" + strconv.Itoa(i)
+			n.insist(n.request(id, "echo line 1; exit 13"))
+			n.checkSpam(id, 1, 13)
+			waitFor(n.t, "delete of "+id, func() bool { return n.Delete(context.Background(), id) == nil })
+		}
+	})
+	return func() {
+		cancel()
+		done.Wait()
 	}
 }
 

@@ -99,8 +99,8 @@ func Run(ctx context.Context, cfg Config, handoff *Handoff, log *slog.Logger) er
 			return os.Remove(SocketPath(cfg))
 		}
 		// A worker that can't live must not eat the machine; one that lived is replaced at once.
-		pause = min(max(2*pause, 10*time.Millisecond), 2*time.Second)
-		if time.Since(began) > 5*time.Second {
+		pause = min(max(2*pause, 10*time.Millisecond), time.Second)
+		if time.Since(began) > time.Second {
 			pause = 0
 		}
 		select {

@@ -185,6 +185,15 @@ func (c *container) put(name string, f *os.File) {
 	c.files[name] = f
 }
 
+// take returns a file, nil if there is none, and forgets it.
+func (c *container) take(name string) *os.File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f := c.files[name]
+	delete(c.files, name)
+	return f
+}
+
 func (c *container) names() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -225,20 +234,22 @@ func (w *Worker) copyOutput(c *container) error {
 	return nil
 }
 
-// release closes all that is open here for a container.
+// release closes all that is open here for a container: what is read from first, so that the copying ends, and what
+// it copies to when it has.
 func (c *container) release() {
 	c.tap.close()
-	c.mu.Lock()
-	for name, f := range c.files {
-		if name != fileLog || c.log == nil { // the log has its own order
+	for _, name := range []string{fileStdout, fileStderr, fileConsole} {
+		if f := c.take(name); f != nil {
 			f.Close()
 		}
 	}
-	clear(c.files)
-	c.mu.Unlock()
 	c.copying.Wait()
 	if c.log != nil {
 		c.log.Close()
+		c.take(fileLog)
+	}
+	for _, name := range c.names() {
+		c.take(name).Close()
 	}
 }
 

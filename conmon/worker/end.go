@@ -60,15 +60,19 @@ func (w *Worker) end(c *container, exit conmon.Exit) {
 // drain writes what is in the pipes to the log. It does not wait for those who may still hold the other ends.
 func (c *container) drain() {
 	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if len(c.copiers) == 0 {
+	if len(c.copiers) == 0 {
+		go func() {
+			defer close(done)
 			c.copying.Wait() // a terminal ends with its last process
-		}
-		for _, cp := range c.copiers {
-			cp.Drain()
-		}
-	}()
+		}()
+	} else {
+		c.copying.Go(func() {
+			defer close(done)
+			for _, cp := range c.copiers {
+				cp.Drain()
+			}
+		})
+	}
 	select {
 	case <-done:
 	case <-time.After(drainTime):

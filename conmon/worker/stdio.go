@@ -62,10 +62,7 @@ func (w *Worker) closeStdin(id string) error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	f := c.files[fileStdin]
-	delete(c.files, fileStdin)
-	c.mu.Unlock()
+	f := c.take(fileStdin)
 	if f == nil {
 		return nil
 	}

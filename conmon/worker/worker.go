@@ -118,8 +118,26 @@ func (w *Worker) quitIfIdle() {
 	}
 }
 
+// settleTime bounds how long a process that is about to become the keeper waits for what it is starting.
+const settleTime = 2 * time.Second
+
+// settle waits for containers and execs that are being started, and lets no other begin: libcontainer marks every
+// descriptor of the process close-on-exec while it starts one, also those that are to be handed over.
+func settle() {
+	patience := time.NewTimer(settleTime)
+	defer patience.Stop()
+	for range cap(spawns) {
+		select {
+		case spawns <- struct{}{}:
+		case <-patience.C:
+			return
+		}
+	}
+}
+
 // become is the last act: this process goes on as the keeper.
 func (w *Worker) become() error {
+	settle()
 	h := keeper.Handoff{Held: map[string]keeper.Held{}}
 	var err error
 	if h.Listener, err = fileNumber(w.listener); err != nil {
