@@ -670,3 +670,36 @@ func BenchmarkContainer(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkMemory reports what the monitor's two processes take with 50 containers.
+func BenchmarkMemory(b *testing.B) {
+	n := newNode(b)
+	for i := range 50 {
+		n.run(n.request("c"+strconv.Itoa(i), "sleep 1000"))
+	}
+	for b.Loop() {
+		for i, pid := range n.monitors() {
+			name := []string{"keeper", "worker"}[i]
+			b.ReportMetric(smaps(b, pid, "Pss:"), name+"-PSS-kB")
+			b.ReportMetric(smaps(b, pid, "Pss_Anon:"), name+"-anon-kB")
+		}
+	}
+}
+
+func smaps(t testing.TB, pid int, field string) float64 {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == field {
+			kb, err := strconv.ParseFloat(f[1], 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kb
+		}
+	}
+	t.Fatalf("smaps_rollup has no %s", field)
+	return 0
+}

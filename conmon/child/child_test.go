@@ -1,0 +1,67 @@
+package child
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// start runs a shell that nobody waits for but the test.
+func start(t *testing.T, script string) (pid int, pidfd *os.File) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", script)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := OpenFD(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { pidfd.Close() })
+	return cmd.Process.Pid, pidfd
+}
+
+func TestPeekLeavesTheZombie(t *testing.T) {
+	for _, tt := range []struct {
+		script       string
+		code, signal int
+	}{{"exit 0", 0, 0}, {"exit 42", 42, 0}, {"kill -9 $$", 137, 9}, {"kill -15 $$", 143, 15}} {
+		pid, pidfd := start(t, tt.script)
+		if err := Ended(pidfd); err != nil {
+			t.Fatal(err)
+		}
+		if exit := StatusOf(pidfd, pid); exit.Code != tt.code || exit.Signal != tt.signal || exit.Unknown {
+			t.Errorf("%s: StatusOf the zombie: %+v", tt.script, exit)
+		}
+		for range 2 {
+			got, exit, err := PeekFD(int(pidfd.Fd()))
+			if err != nil || got != pid || exit.Code != tt.code || exit.Signal != tt.signal {
+				t.Errorf("%s: %d %+v, %v; want pid %d", tt.script, got, exit, err, pid)
+			}
+		}
+		Reap(pid)
+		if _, _, err := PeekFD(int(pidfd.Fd())); err != unix.ECHILD {
+			t.Errorf("%s: after Reap: %v", tt.script, err)
+		}
+		exit := StatusOf(pidfd, pid) // the pidfd keeps it since Linux 6.15
+		if !exit.Unknown && exit.Code != tt.code {
+			t.Errorf("%s: StatusOf what was reaped: %+v", tt.script, exit)
+		}
+	}
+}
+
+func TestParent(t *testing.T) {
+	pid, pidfd := start(t, "exit 0")
+	if err := Ended(pidfd); err != nil {
+		t.Fatal(err)
+	}
+	if parent, err := Parent(pid); err != nil || parent != os.Getpid() {
+		t.Errorf("%d, %v; want %d", parent, err, os.Getpid())
+	}
+	Reap(pid)
+	if _, err := Parent(pid); err == nil {
+		t.Error("a process that is gone has a parent")
+	}
+}
