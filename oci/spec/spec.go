@@ -3,10 +3,22 @@
 package spec
 
 import (
+	"errors"
+	"fmt"
+
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
+
+// ErrInvalid is wrapped by every error of this package: the request can't be met as it is, and the text names the
+// field, its value and what to do.
+var ErrInvalid = errors.New("invalid config")
+
+// invalid is the one form of this package's errors. A value is cut after 200 characters: it came from outside.
+func invalid(field, value, remedy string) error {
+	return fmt.Errorf("%w: %s %.200q: %s", ErrInvalid, field, value, remedy)
+}
 
 // Host is what the machine offers; found once at start by the daemon.
 type Host struct {
@@ -29,6 +41,8 @@ type Host struct {
 	RecursiveReadOnly bool
 	// KernelVersion is for the seccomp profile's minKernel rules.
 	KernelMajor, KernelMinor int
+	// Arch is the machine's GOARCH, for the seccomp profile; "" is that of this binary.
+	Arch string
 }
 
 // User is a resolved user: numbers, from the image's passwd and group files where names were given.
@@ -48,6 +62,7 @@ type Mount struct {
 type Input struct {
 	Host      Host
 	ID        string
+	SandboxID string // for the annotations that other OCI runtimes look at; "" leaves it out
 	Sandbox   *cri.PodSandboxConfig
 	Container *cri.ContainerConfig
 	Image     imgspec.ImageConfig
@@ -75,6 +90,8 @@ type Input struct {
 	DefaultUlimits      []rspec.POSIXRlimit
 	DefaultEnv          []string
 	DefaultSysctls      map[string]string
+	DefaultAppArmor     string // name of the loaded profile that RuntimeDefault stands for; "" for none
+	PidsLimit           int64  // processes in the container's cgroup; 0 for no limit
 }
 
 // Device is one device node for the container.
@@ -89,17 +106,4 @@ type Output struct {
 	// Notes say in a sentence each what was left out because this machine lacks it ("hugepage limit 2Mi left out: no
 	// hugetlb controller"). They are shown in the verbose status.
 	Notes []string
-}
-
-// Container makes the OCI spec of a container. Errors wrap ErrInvalid and name the field and value.
-func Container(in Input) (*Output, error) { panic("spec: owner fills this in") }
-
-// PodInit makes the OCI spec of the init of a pod that shares its PID namespace: in.Container is nil, in.Rootfs a
-// directory that holds only /init and the mount points proc, sys, dev; args are {"/init"}. It has no capability beyond KILL… none,
-// a read-only root, masked paths and the runtime default seccomp profile.
-func PodInit(in Input) (*Output, error) { panic("todo") }
-
-// Resources makes the OCI resources of a CRI update (UpdateContainerResources) merged over those a container has.
-func Resources(h Host, r *cri.LinuxContainerResources) (*rspec.LinuxResources, []string, error) {
-	panic("todo")
 }
