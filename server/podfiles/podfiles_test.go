@@ -1,0 +1,82 @@
+package podfiles
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/test/kernel"
+)
+
+func TestResolvConf(t *testing.T) {
+	for _, tt := range []struct {
+		dns  *cri.DNSConfig
+		want string
+		bad  bool
+	}{
+		{dns: &cri.DNSConfig{}, want: ""},
+		{
+			dns:  &cri.DNSConfig{Servers: []string{"10.0.0.10", "fd00::1"}, Searches: []string{"ns.svc", "svc"}, Options: []string{"ndots:5"}},
+			want: "search ns.svc svc\nnameserver 10.0.0.10\nnameserver fd00::1\noptions ndots:5\n",
+		},
+		{dns: &cri.DNSConfig{Servers: []string{"10.0.0.10\nnameserver 6.6.6.6"}}, bad: true},
+		{dns: &cri.DNSConfig{Searches: []string{""}}, bad: true},
+		{dns: &cri.DNSConfig{Options: []string{"a b"}}, bad: true},
+	} {
+		got, err := resolvConf(tt.dns)
+		if got != tt.want || errors.Is(err, ErrInvalid) != tt.bad {
+			t.Errorf("%v: %q, %v", tt.dns, got, err)
+		}
+	}
+}
+
+func TestResolvConfOfTheNode(t *testing.T) {
+	hostResolv = t.TempDir() + "/resolv.conf"
+	defer func() { hostResolv = "/etc/resolv.conf" }()
+	if got, err := resolvConf(nil); got != "" || err != nil {
+		t.Errorf("none: %q, %v", got, err)
+	}
+	if err := os.WriteFile(hostResolv, []byte("nameserver 9.9.9.9\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := resolvConf(nil); got != "nameserver 9.9.9.9\n" || err != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestMakeAndRemove(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	dir := t.TempDir()
+	f := Files{Dir: dir, DNS: &cri.DNSConfig{}, Hostname: "web-0", ShmBytes: 8 << 20}
+	for range 2 { // a repeat mounts nothing twice
+		if err := Make(t.Context(), f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(Shm(dir), &st); err != nil || st.Type != unix.TMPFS_MAGIC || st.Blocks*uint64(st.Bsize) != 8<<20 {
+		t.Errorf("shm: %+v, %v", st, err)
+	}
+	if info, err := os.Stat(Shm(dir)); err != nil || info.Mode().Perm() != 0o777 || info.Mode()&os.ModeSticky == 0 {
+		t.Errorf("shm: %v, %v", info.Mode(), err)
+	}
+	if name, err := os.ReadFile(Hostname(dir)); string(name) != "web-0\n" || err != nil {
+		t.Errorf("hostname %q, %v", name, err)
+	}
+	held, err := os.Create(Shm(dir) + "/held") // in use
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	for range 2 {
+		if err := Remove(t.Context(), dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(dir); len(left) > 0 || err != nil {
+		t.Errorf("left %v, %v", left, err)
+	}
+}
