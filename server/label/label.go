@@ -81,6 +81,11 @@ func Relabel(path, mount string, shared bool) error {
 
 func initLabels(options []string) (Pair, error) {
 	process, mount, err := label.InitLabels(options)
+	if err == nil && process != "" {
+		if err = selinux.SecurityCheckContext(process); err != nil { // the policy has no such user, role or type
+			selinux.ReleaseLabel(process)
+		}
+	}
 	if err != nil {
 		return Pair{}, fmt.Errorf("%w: %s: %w", ErrInvalid, strings.Join(options, " "), err)
 	}

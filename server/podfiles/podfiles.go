@@ -1,4 +1,4 @@
-// Package podfiles makes the files that all containers of a pod share: resolv.conf, hostname and /dev/shm.
+// Package podfiles makes the files that all containers of a pod share: resolv.conf, hosts, hostname and /dev/shm.
 package podfiles
 
 import (
@@ -24,7 +24,7 @@ const DefaultShmBytes = 64 << 20
 type Files struct {
 	Dir      string
 	DNS      *cri.DNSConfig // nil copies the node's resolv.conf
-	Hostname string
+	Hostname string         // "" on the host's network: the node's name, and its hosts file
 	// HostIPC: the pod uses the node's /dev/shm, so none is made.
 	HostIPC    bool
 	ShmBytes   int64  // 0 for DefaultShmBytes
@@ -34,11 +34,19 @@ type Files struct {
 
 // Paths of the files in a pod's directory.
 func Resolv(dir string) string   { return filepath.Join(dir, "resolv.conf") }
+func Hosts(dir string) string    { return filepath.Join(dir, "hosts") }
 func Hostname(dir string) string { return filepath.Join(dir, "hostname") }
 func Shm(dir string) string      { return filepath.Join(dir, "shm") }
 
-// hostResolv is the node's own configuration.
-var hostResolv = "/etc/resolv.conf"
+// The node's own files.
+var (
+	hostResolv = "/etc/resolv.conf"
+	hostHosts  = "/etc/hosts"
+)
+
+// podHosts is what a pod with a network of its own finds in hosts(5). The kubelet mounts a better one over it, with
+// the pod's name and address.
+const podHosts = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
 
 // Make makes the files. A repeat changes nothing but what f changes.
 func Make(_ context.Context, f Files) error {
@@ -46,13 +54,37 @@ func Make(_ context.Context, f Files) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.write(Resolv(f.Dir), resolv), f.write(Hostname(f.Dir), f.Hostname+"\n")); err != nil {
+	name, hosts, err := f.names()
+	if err != nil {
+		return err
+	}
+	err = errors.Join(f.write(Resolv(f.Dir), resolv), f.write(Hosts(f.Dir), hosts), f.write(Hostname(f.Dir), name+"\n"))
+	if err != nil {
 		return err
 	}
 	if f.HostIPC {
 		return nil
 	}
 	return f.makeShm()
+}
+
+func (f Files) names() (hostname, hosts string, err error) {
+	if f.Hostname != "" {
+		return f.Hostname, podHosts, nil
+	}
+	if hostname, err = os.Hostname(); err != nil {
+		return "", "", err
+	}
+	hosts, err = readIfThere(hostHosts)
+	return hostname, hosts, err
+}
+
+func readIfThere(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	return string(text), err
 }
 
 // Remove unmounts and removes the files. It succeeds if there are none.
@@ -69,7 +101,7 @@ func Remove(_ context.Context, dir string) error {
 		}
 	}
 	var all []error
-	for _, path := range []string{shm, Resolv(dir), Hostname(dir)} {
+	for _, path := range []string{shm, Resolv(dir), Hosts(dir), Hostname(dir)} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			all = append(all, err)
 		}
@@ -126,11 +158,7 @@ func mounted(path string) bool {
 // resolvConf is resolv.conf(5) for a pod. What comes from the request must stay on its line.
 func resolvConf(dns *cri.DNSConfig) (string, error) {
 	if dns == nil {
-		text, err := os.ReadFile(hostResolv)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
-		return string(text), nil
+		return readIfThere(hostResolv)
 	}
 	var b strings.Builder
 	for _, part := range []struct {
