@@ -100,11 +100,11 @@ type Pending struct {
 }
 
 // Resources is a CRI message in a record.
-type Resources struct{ *cri.LinuxContainerResources }
+type Resources struct{ CRI *cri.LinuxContainerResources }
 
 // MarshalJSON writes the message in its binary form, which keeps fields that a newer version knows.
 func (r Resources) MarshalJSON() ([]byte, error) {
-	b, err := proto.Marshal(r.LinuxContainerResources)
+	b, err := proto.Marshal(r.CRI)
 	if err != nil {
 		return nil, err
 	}
@@ -117,8 +117,8 @@ func (r *Resources) UnmarshalJSON(data []byte) error {
 	if err := json.Unmarshal(data, &b); err != nil {
 		return err
 	}
-	r.LinuxContainerResources = new(cri.LinuxContainerResources)
-	return proto.Unmarshal(b, r.LinuxContainerResources)
+	r.CRI = new(cri.LinuxContainerResources)
+	return proto.Unmarshal(b, r.CRI)
 }
 
 // envelope is a record as it is on disk: JSON that people can read, and the CRI message in its binary form.
