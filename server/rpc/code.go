@@ -1,0 +1,88 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	crierrors "k8s.io/cri-api/pkg/errors"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/oci/spec"
+	"github.com/orlop/orlop/server/label"
+	"github.com/orlop/orlop/server/podfiles"
+	"github.com/orlop/orlop/server/seccomp"
+	"github.com/orlop/orlop/server/store"
+	"github.com/orlop/orlop/server/user"
+	"github.com/orlop/orlop/server/volume"
+)
+
+// codeOf is the only place where Go errors become gRPC codes; the first match counts. What clients did wrong comes
+// first: an error may also wrap what that led to.
+var codeOf = []struct {
+	err  error
+	code codes.Code
+}{
+	{store.ErrInvalid, codes.InvalidArgument},
+	{spec.ErrInvalid, codes.InvalidArgument},
+	{user.ErrInvalid, codes.InvalidArgument},
+	{volume.ErrInvalid, codes.InvalidArgument},
+	{podfiles.ErrInvalid, codes.InvalidArgument},
+	{label.ErrInvalid, codes.InvalidArgument},
+	{seccomp.ErrInvalid, codes.InvalidArgument},
+	{image.ErrInvalidName, codes.InvalidArgument},
+
+	{image.ErrDenied, codes.PermissionDenied},
+	{image.ErrPolicy, codes.FailedPrecondition},
+	{image.ErrInvalidImage, codes.FailedPrecondition},
+	{image.ErrInUse, codes.FailedPrecondition},
+	{image.ErrTooLarge, codes.ResourceExhausted},
+	{image.ErrUnavailable, codes.Unavailable},
+	{image.ErrNotFound, codes.NotFound},
+
+	{store.ErrState, codes.FailedPrecondition},
+	{store.ErrExists, codes.AlreadyExists},
+	{store.ErrNotFound, codes.NotFound},
+
+	{conmon.ErrNotRunning, codes.FailedPrecondition},
+	{conmon.ErrNotFound, codes.NotFound},
+	{conmon.ErrTimeout, codes.DeadlineExceeded},
+
+	{unix.ENOSPC, codes.ResourceExhausted},
+	{unix.EDQUOT, codes.ResourceExhausted},
+	{context.DeadlineExceeded, codes.DeadlineExceeded},
+	{context.Canceled, codes.Canceled},
+	{conmon.ErrUnavailable, codes.Unavailable},
+}
+
+// wordOf are words that the kubelet looks for at the beginning of a pull's error (k8s.io/cri-api/pkg/errors), to give
+// pods the reason.
+var wordOf = []struct{ err, word error }{
+	{image.ErrPolicy, crierrors.ErrSignatureValidationFailed},
+	{image.ErrUnavailable, crierrors.ErrRegistryUnavailable},
+}
+
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	var own interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &own) {
+		return err
+	}
+	text := err.Error()
+	for _, w := range wordOf {
+		if errors.Is(err, w.err) {
+			text = w.word.Error() + ": " + text
+		}
+	}
+	for _, c := range codeOf {
+		if errors.Is(err, c.err) {
+			return status.Error(c.code, text)
+		}
+	}
+	return status.Error(codes.Internal, text)
+}
