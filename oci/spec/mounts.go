@@ -45,7 +45,7 @@ func covered(dest string, config []rspec.Mount) bool {
 	})
 }
 
-// kernelMounts are the file systems that the OCI spec calls default for Linux, and a private cgroup tree.
+// kernelMounts are the file systems that the OCI spec calls default for Linux, and a cgroup tree.
 func (b *builder) kernelMounts() []rspec.Mount {
 	mounts := []rspec.Mount{
 		b.procMount(),
@@ -53,11 +53,16 @@ func (b *builder) kernelMounts() []rspec.Mount {
 			Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		b.sysMount(),
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: b.ptsOptions()},
-		b.mqueueMount(),
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup",
 			Options: []string{"nosuid", "noexec", "nodev", "relatime", b.sysAccess()}},
 	}
-	return mounts
+	if b.hostsInUserNamespace(rspec.IPCNamespace) {
+		// Unlike /proc and /sys, the host's need not be mounted anywhere to bind it from.
+		b.note("/dev/mqueue left out: a user namespace can't mount the message queues of the host's IPC namespace")
+		return mounts
+	}
+	return append(mounts, rspec.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue",
+		Options: []string{"nosuid", "noexec", "nodev"}})
 }
 
 // sysAccess: the CRI wants a privileged container's sysfs writable.
@@ -96,14 +101,6 @@ func (b *builder) sysMount() rspec.Mount {
 	}
 	return rspec.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs",
 		Options: []string{"nosuid", "noexec", "nodev", b.sysAccess()}}
-}
-
-func (b *builder) mqueueMount() rspec.Mount {
-	if b.hostsInUserNamespace(rspec.IPCNamespace) {
-		return b.hostTree("/dev/mqueue", "rw")
-	}
-	return rspec.Mount{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue",
-		Options: []string{"nosuid", "noexec", "nodev"}}
 }
 
 // ptsOptions gives terminals to the group tty, 5 everywhere, unless the user namespace has no such group: the mount

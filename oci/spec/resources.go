@@ -33,7 +33,7 @@ func (b *builder) resources() error {
 // Resources makes the OCI resources of a config, or of a CRI update (UpdateContainerResources): a field that is not
 // set there is nil or empty here and keeps its value, see MergeResources. The strings are notes, as in Output.
 func Resources(h Host, r *cri.LinuxContainerResources) (*rspec.LinuxResources, []string, error) {
-	l := &limits{host: h, from: r, to: &rspec.LinuxResources{}}
+	l := &cgroupLimits{host: h, from: r, to: &rspec.LinuxResources{}}
 	for _, step := range []func() error{l.cpu, l.cpuset, l.memory, l.hugepages, l.unified} {
 		if err := step(); err != nil {
 			return nil, nil, err
@@ -104,8 +104,8 @@ func either[T any](first, second *T) *T {
 	return second
 }
 
-// limits translates one set of resources.
-type limits struct {
+// cgroupLimits translates one set of resources.
+type cgroupLimits struct {
 	host  Host
 	from  *cri.LinuxContainerResources
 	to    *rspec.LinuxResources
@@ -113,7 +113,7 @@ type limits struct {
 }
 
 // usable tells whether a controller is there, and notes what is left out without it.
-func (l *limits) usable(controller, what string) bool {
+func (l *cgroupLimits) usable(controller, what string) bool {
 	if l.host.Controllers[controller] {
 		return true
 	}
@@ -122,7 +122,7 @@ func (l *limits) usable(controller, what string) bool {
 }
 
 // cpu: the ranges are the kernel's (sched-bwc), in microseconds; -1 takes a quota away. Shares below 2 count as 2.
-func (l *limits) cpu() error {
+func (l *cgroupLimits) cpu() error {
 	shares, quota, period := l.from.GetCpuShares(), l.from.GetCpuQuota(), l.from.GetCpuPeriod()
 	switch {
 	case shares < 0:
@@ -147,7 +147,7 @@ func (l *limits) cpu() error {
 	return nil
 }
 
-func (l *limits) cpuPart() *rspec.LinuxCPU {
+func (l *cgroupLimits) cpuPart() *rspec.LinuxCPU {
 	if l.to.CPU == nil {
 		l.to.CPU = &rspec.LinuxCPU{}
 	}
@@ -157,7 +157,7 @@ func (l *limits) cpuPart() *rspec.LinuxCPU {
 // cpuList is the kernel's list format, see cpuset(7).
 var cpuList = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 
-func (l *limits) cpuset() error {
+func (l *cgroupLimits) cpuset() error {
 	cpus, mems := l.from.GetCpusetCpus(), l.from.GetCpusetMems()
 	for _, f := range []struct{ field, value string }{{"cpuset_cpus", cpus}, {"cpuset_mems", mems}} {
 		if f.value != "" && !cpuList.MatchString(f.value) {
@@ -174,7 +174,7 @@ func (l *limits) cpuset() error {
 
 // memory sets the limit, and the limit of memory and swap together, both in bytes. A container whose config says
 // nothing of swap gets none: Kubernetes counts on it.
-func (l *limits) memory() error {
+func (l *cgroupLimits) memory() error {
 	limit, swap := l.from.GetMemoryLimitInBytes(), l.from.GetMemorySwapLimitInBytes()
 	const swapField = "linux.resources.memory_swap_limit_in_bytes"
 	switch {
@@ -207,7 +207,7 @@ func (l *limits) memory() error {
 // pageSize is the CRI's format, which is also that of the kernel's file names.
 var pageSize = regexp.MustCompile(`^[1-9][0-9]*[KMG]B$`)
 
-func (l *limits) hugepages() error {
+func (l *cgroupLimits) hugepages() error {
 	var sizes []string
 	for i, h := range l.from.GetHugepageLimits() {
 		field := fmt.Sprintf("linux.resources.hugepage_limits[%d].page_size", i)
@@ -229,7 +229,7 @@ func (l *limits) hugepages() error {
 }
 
 // unified passes files of cgroup v2 through, by their names.
-func (l *limits) unified() error {
+func (l *cgroupLimits) unified() error {
 	for _, key := range slices.Sorted(maps.Keys(l.from.GetUnified())) {
 		controller, _, dot := strings.Cut(key, ".")
 		if !dot || strings.ContainsAny(key, "/\x00") {

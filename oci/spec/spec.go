@@ -68,8 +68,9 @@ type Input struct {
 	Image     imgspec.ImageConfig
 	User      User
 	Rootfs    string
-	// Namespaces are paths to join: "network", "ipc", "uts", "user", "pid"; those missing are made anew ("pid" for
-	// NamespaceMode CONTAINER), or the host's where the config says NODE.
+	// Namespaces are paths to join: "network", "ipc", "uts", "user", "pid"; those missing are made anew, or the host's
+	// where the config or, for mode POD, the pod's config says NODE. "uts" follows "network". "pid" is needed for the
+	// modes POD and TARGET and not read for CONTAINER; "user" is made anew only if there are UIDs and GIDs.
 	Namespaces map[rspec.LinuxNamespaceType]string
 	// CgroupsPath as oci/cgroup.ContainerPath gave it.
 	CgroupsPath string
@@ -84,7 +85,8 @@ type Input struct {
 	ProcessLabel, MountLabel string
 	// LocalhostSeccomp is the content of the profile file that the config names, nil unless it does.
 	LocalhostSeccomp []byte
-	UIDs, GIDs       []rspec.LinuxIDMapping // user namespace
+	// UIDs and GIDs are the mappings of the pod's user namespace, also of one that is joined by its path.
+	UIDs, GIDs []rspec.LinuxIDMapping
 	// Defaults of the daemon's config.
 	DefaultCapabilities []string // the set that add and drop start from, "CAP_CHOWN", …
 	DefaultUlimits      []rspec.POSIXRlimit
