@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ type Client struct {
 	Image   cri.ImageServiceClient
 	// LogRoot is where pods get their log directories.
 	LogRoot string
-	// CgroupParent is the default cgroup_parent's prefix; each pod gets one of its own below it.
+	// CgroupParent is where pods get a cgroup each: a path, or a slice ("orlop.slice") where systemd makes cgroups.
 	CgroupParent string
 	conn         *grpc.ClientConn
 }
@@ -87,7 +88,7 @@ func (c *Client) PodConfig(t testing.TB, mods ...PodMod) *cri.PodSandboxConfig {
 		Labels:      map[string]string{"test": filepath.Base(t.Name())},
 		Annotations: map[string]string{},
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent: c.CgroupParent + "/" + name,
+			CgroupParent: c.podCgroup(name),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{
 				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
 				Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
@@ -105,6 +106,14 @@ func (c *Client) PodConfig(t testing.TB, mods ...PodMod) *cri.PodSandboxConfig {
 		mod(p)
 	}
 	return p
+}
+
+// podCgroup names a slice as the kubelet does: a dash in a slice's name divides it from its parent's.
+func (c *Client) podCgroup(name string) string {
+	if parent, ok := strings.CutSuffix(c.CgroupParent, ".slice"); ok {
+		return parent + "-" + strings.ReplaceAll(name, "-", "_") + ".slice"
+	}
+	return c.CgroupParent + "/" + name
 }
 
 // Pod runs a pod.

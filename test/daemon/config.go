@@ -1,0 +1,65 @@
+package daemon
+
+import (
+	"fmt"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/orlop/orlop/test/kernel"
+)
+
+const acceptAll = `{"default": [{"type": "insecureAcceptAnything"}]}` + "\n"
+
+// config is the daemon's configuration file.
+func (d *Daemon) config() string {
+	tables := map[string]string{
+		"":        fmt.Sprintf("root = %q\nrun_root = %q\nsocket = %q\nlog_level = \"debug\"\n", filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "run"), d.Socket()),
+		"monitor": fmt.Sprintf("path = %q\n", d.bins.Monitor),
+		"cgroup":  fmt.Sprintf("parent = %q\n", d.cgroup()),
+		"cni":     fmt.Sprintf("conf_dir = %q\nbin_dirs = [%q, %q]\n", d.CNIDir, d.CNIBin, d.bins.CNI),
+		"image": fmt.Sprintf("registries_conf = %q\nregistries_conf_dir = %q\npolicy = %q\ncerts_dir = %q\nmin_free_bytes = 1000000\n",
+			filepath.Join(d.Dir, "registries.conf"), d.RegistriesDir, d.Policy, d.CertsDir),
+	}
+	maps.Copy(tables, d.Settings)
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(tables)) { // "" is first, as TOML wants it
+		if name != "" {
+			fmt.Fprintf(&b, "\n[%s]\n", name)
+		}
+		b.WriteString(tables[name])
+	}
+	return b.String()
+}
+
+// cgroup is the parent of all pods: a slice where systemd makes the cgroups, as the daemon's "auto" has it.
+func (d *Daemon) cgroup() string {
+	if kernel.Has(kernel.Systemd) {
+		return fmt.Sprintf("orloptest%d.slice", d.Subnet)
+	}
+	return path.Join("/", fmt.Sprintf("orlop-test-%s", filepath.Base(d.Dir)))
+}
+
+func (d *Daemon) cgroupDirs() []string { return []string{"/" + strings.TrimPrefix(d.cgroup(), "/")} }
+
+// network is a bridge with a dual stack and port mappings.
+func (d *Daemon) network() string {
+	return fmt.Sprintf(`{
+  "cniVersion": "1.0.0",
+  "name": "pods",
+  "plugins": [
+    {
+      "type": "bridge", "bridge": "orlop%[1]d", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+      "ipam": {
+        "type": "host-local", "dataDir": %[2]q,
+        "ranges": [[{"subnet": "10.203.%[1]d.0/24"}], [{"subnet": "fd00:203:%[1]d::/64"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+      }
+    },
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+  ]
+}
+`, d.Subnet, filepath.Join(d.Dir, "leases"))
+}
