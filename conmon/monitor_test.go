@@ -25,9 +25,12 @@ import (
 	"github.com/orlop/orlop/test/kernel"
 )
 
-var binary string // orlop-conmon, built once
+var binary = os.Getenv("ORLOP_CONMON") // orlop-conmon; unless it is given, built once
 
 func TestMain(m *testing.M) {
+	if binary != "" {
+		os.Exit(kernel.Main(m))
+	}
 	dir, err := os.MkdirTemp("", "orlop-conmon-test")
 	if err != nil {
 		panic(err)
