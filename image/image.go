@@ -1,10 +1,18 @@
 // Package image pulls, lists and removes images. It speaks to registries through containers/image and keeps what it
 // pulled in package storage.
+//
+// A pull downloads the layers of an image side by side, and each is verified, decompressed and unpacked while it
+// downloads; nothing of it is written but its files. What is known of the images is an immutable snapshot in
+// memory: List and Resolve read that and nothing else. No lock is held while the network is waited for.
 package image
 
 import (
-	"context"
 	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -16,8 +24,8 @@ var (
 	ErrNotFound     = errors.New("image not found")
 	ErrInUse        = errors.New("image is in use")
 	ErrInvalidName  = errors.New("invalid image name")
-	ErrDenied       = errors.New("registry denied access")           // 401, 403
-	ErrUnavailable  = errors.New("registry unavailable")             // cannot connect, 5xx, 429
+	ErrDenied       = errors.New("registry denied access")           // 401, 403, blocked by registries.conf
+	ErrUnavailable  = errors.New("registry unavailable")             // cannot connect, 5xx, 429, stalled
 	ErrPolicy       = errors.New("rejected by the signature policy") // CRI: SignatureValidationFailed
 	ErrInvalidImage = errors.New("invalid image")                    // bad digest, hostile layer, unknown media type
 	ErrTooLarge     = errors.New("image exceeds a limit")
@@ -25,7 +33,8 @@ var (
 
 // Config says how images are pulled.
 type Config struct {
-	// RegistriesConf, RegistriesConfDir: see containers-registries.conf(5). "" means the system's files.
+	// RegistriesConf, RegistriesConfDir: see containers-registries.conf(5). "" means the system's files. They are
+	// read anew for each pull.
 	RegistriesConf, RegistriesConfDir string
 	// PolicyPath: see containers-policy.json(5). "" means the system's file, or accept everything if there is none.
 	PolicyPath string
@@ -33,14 +42,20 @@ type Config struct {
 	AuthFile string
 	// CertsDir holds a directory of TLS certificates for each registry; see containers-certs.d(5).
 	CertsDir string
-	// MaxParallelLayers bounds how many layers of all pulls are fetched and unpacked at a time.
+	// MaxParallelLayers bounds how many layers of all pulls are fetched and unpacked at a time; 0 means 4.
 	MaxParallelLayers int
 	// MaxUnpackedBytes bounds one image's unpacked size, against layer bombs; 0 for only the disk's free space.
+	// Layers that are in the store already do not count.
 	MaxUnpackedBytes int64
 	// MinFreeBytes is left free on the disk by a pull: it fails before.
 	MinFreeBytes int64
-	// PinnedImages are names, or globs of names, that garbage collection must not remove.
+	// StallTimeout ends a pull when a registry sends nothing for so long; 0 means one minute.
+	StallTimeout time.Duration
+	// PinnedImages are names, or globs of names, that garbage collection must not remove. A * stands for any
+	// characters, also slashes.
 	PinnedImages []string
+	// Log gets pulls and removals; nil for none.
+	Log *slog.Logger
 }
 
 // Image is what is known of one image in the store. It is shared and must not be changed.
@@ -57,35 +72,77 @@ type Image struct {
 	// Verbose facts.
 	Architecture, OS string
 	Layers           []string // diff IDs, lowest first
-}
-
-// Auth is the CRI AuthConfig: user and password, or the base64 of "user:password", or a token.
-type Auth struct {
-	Username, Password, Auth, ServerAddress, IdentityToken, RegistryToken string
+	Author           string
+	Created          time.Time // when it was built, by its own word; zero if it does not say
+	PulledAt         time.Time // when it came into the store
+	ManifestDigest   string
 }
 
 // Service is safe for concurrent use.
-type Service struct{}
+type Service struct {
+	cfg   Config
+	log   *slog.Logger
+	store *storage.Store
+	pins  []pin
+	index atomic.Pointer[index]
 
-func Open(cfg Config, st *storage.Store) (*Service, error) { panic("image: owner fills this in") }
+	// changeMu is held while the store's images and the index change together. Lock order: before those of storage.
+	changeMu sync.Mutex
 
-// Pull fetches an image unless all of it is there, and returns its ID. Pulls of the same name and credentials at the
-// same time are one; pulls of the same layer at the same time share it.
-func (s *Service) Pull(ctx context.Context, name string, auth *Auth) (id string, err error) {
-	panic("todo")
+	pulls  *group[string]               // by name and credentials
+	layers *group[*storage.StagedLayer] // by layer ID
+	slots  chan struct{}                // one token per layer that is fetched
+
+	activeMu sync.Mutex
+	active   map[*job]struct{} // what Pulls shows
 }
 
-// List returns all images; with a name, only the one that the name means. It takes no lock and reads no disk.
-func (s *Service) List(name string) ([]*Image, error) { panic("todo") }
+const (
+	defaultParallelLayers = 4
+	defaultStallTimeout   = time.Minute
+)
 
-// Resolve finds an image by ID, unique ID prefix, tag, or digest reference. ErrNotFound if there is none.
-func (s *Service) Resolve(name string) (*Image, error) { panic("todo") }
-
-// Remove removes the image that name means with all of its tags and digests (CRI RemoveImage since 1.36). inUse lists
-// the image IDs that containers use: removing one of them is ErrInUse. It succeeds if there is no such image.
-func (s *Service) Remove(ctx context.Context, name string, inUse func(id string) bool) error {
-	panic("todo")
+// Open reads what images the store has.
+func Open(cfg Config, st *storage.Store) (*Service, error) {
+	if cfg.MaxParallelLayers <= 0 {
+		cfg.MaxParallelLayers = defaultParallelLayers
+	}
+	if cfg.StallTimeout <= 0 {
+		cfg.StallTimeout = defaultStallTimeout
+	}
+	s := &Service{
+		cfg:    cfg,
+		log:    cfg.Log,
+		store:  st,
+		pulls:  newGroup[string](nil),
+		slots:  make(chan struct{}, cfg.MaxParallelLayers),
+		active: map[*job]struct{}{},
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.layers = newGroup(func(l *storage.StagedLayer) {
+		if err := l.Discard(); err != nil {
+			s.log.Error("staged layer stays until the next start", "err", err)
+		}
+	})
+	var err error
+	if s.pins, err = parsePins(cfg.PinnedImages); err != nil {
+		return nil, err
+	}
+	records, err := st.Images()
+	if err != nil {
+		return nil, fmt.Errorf("images: %w", err)
+	}
+	images := make(map[string]*Image, len(records))
+	for _, r := range records {
+		img, err := s.fromRecord(r)
+		if err != nil {
+			s.log.Error("image can't be used, pull it again", "image", r.ID, "err", err)
+			continue
+		}
+		images[img.ID] = img
+	}
+	s.index.Store(newIndex(images))
+	return s, nil
 }
-
-// Load puts an image from an OCI layout directory or OCI/Docker archive file into the store under name.
-func (s *Service) Load(ctx context.Context, path, name string) (id string, err error) { panic("todo") }

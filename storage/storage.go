@@ -1,81 +1,175 @@
 // Package storage holds image layers and the writable root filesystems of containers, in containers/storage with
 // the overlay driver. Nothing outside storage and image imports containers/storage.
+//
+// A layer is unpacked into a staging directory of its own, many side by side, and joins the store by a rename when
+// its whole image is there (see [Store.StageLayer] and [Store.CommitImage]). No lock is held while anything is read
+// from a network or unpacked.
+//
+// Lock order: Store.commitMu, Store.mountsMu, then the locks of containers/storage; usage has leaf locks.
 package storage
 
-import "context"
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	cs "github.com/containers/storage"
+	graphdriver "github.com/containers/storage/drivers"
+	"github.com/containers/storage/pkg/reexec"
+	"golang.org/x/sys/unix"
+)
+
+// What callers branch on.
+var (
+	ErrNotFound     = errors.New("not in the store")
+	ErrLocked       = errors.New("store is used by another process")
+	ErrInvalidLayer = errors.New("invalid layer")                    // hostile, broken, or not what its digest says
+	ErrLimit        = errors.New("layer exceeds a limit")            // MaxBytes or the disk's free space
+	ErrLayerGone    = errors.New("layer was removed from the store") // stage it and commit again
+	ErrInUse        = errors.New("image is used by a root filesystem")
+)
 
 // Config says where layers live.
 type Config struct {
 	// Root is the directory of layers, images and their metadata. It must be on a file system that overlayfs
 	// takes as an upper directory.
 	Root string
-	// RunRoot is the directory of mounts and locks; it is emptied by a reboot.
+	// RunRoot is the directory of mounts and locks; it is emptied by a reboot, and should be on a tmpfs: it is
+	// written with each mount.
 	RunRoot string
 	// DriverOptions are passed to the overlay driver as they are, for example "overlay.mountopt=nodev".
 	DriverOptions []string
+	// Log gets what was repaired; nil for none.
+	Log *slog.Logger
 }
 
 // Store is safe for concurrent use.
-type Store struct{}
+type Store struct {
+	cfg    Config
+	log    *slog.Logger
+	store  cs.Store
+	driver graphdriver.Driver
+	lock   *os.File // flock, held as long as the store is open
+	usage  *usageCache
 
-// RootfsOptions is what a writable root filesystem is made from.
-type RootfsOptions struct {
-	// ID is the container's ID and names the root filesystem.
-	ID string
-	// ImageID is the image's ID: the hex digits of its config digest.
-	ImageID string
-	// MountLabel is the SELinux label of its files, or "".
-	MountLabel string
-	// UIDs and GIDs map IDs in the container to IDs on the host; empty outside user namespaces.
-	UIDs, GIDs []IDMap
+	commitMu sync.Mutex // one change of the set of images and layers at a time
+
+	mountsMu sync.Mutex
+	holders  map[string]imageMount // who holds which image mounted, by holder; a copy of the files in RunRoot
+
+	layersMu sync.RWMutex
+	layers   map[string]Usage // the read-only layers that are in the store, by layer ID
+
+	background sync.WaitGroup // flushes to disk; see sync.go
 }
 
-// IDMap maps Size IDs from ContainerID on to IDs from HostID on.
-type IDMap struct{ ContainerID, HostID, Size uint32 }
+// Init must be called first in main of every program that opens a store: containers/storage re-executes the program
+// to mount more layers than fit into one page of options, and to change owners. If it returns true this was such a
+// call, it is done, and main must return.
+func Init() bool { return reexec.Init() }
 
-// Usage is disk space in use.
-type Usage struct {
-	Bytes  uint64
-	Inodes uint64
+// Open opens or makes the store, and removes what an interrupted pull or a power cut left in it. One process at a
+// time may have it open: ErrLocked otherwise.
+func Open(cfg Config) (_ *Store, err error) {
+	if !filepath.IsAbs(cfg.Root) || !filepath.IsAbs(cfg.RunRoot) {
+		return nil, fmt.Errorf("storage: root %q and run root %q must be absolute paths", cfg.Root, cfg.RunRoot)
+	}
+	s := &Store{cfg: cfg, log: cfg.Log, usage: newUsageCache(), layers: map[string]Usage{}}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.lock, err = lockRoot(cfg.Root); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			s.lock.Close()
+		}
+	}()
+	if err := errors.Join(s.clear(s.stagingDir()), s.clear(s.TempDir())); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.TempDir(), 0o700); err != nil {
+		return nil, fmt.Errorf("storage: %w", err)
+	}
+	s.store, err = cs.GetStore(cs.StoreOptions{
+		GraphRoot:          cfg.Root,
+		RunRoot:            cfg.RunRoot,
+		GraphDriverName:    "overlay",
+		GraphDriverOptions: cfg.DriverOptions,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storage %s: %w", cfg.Root, err)
+	}
+	if s.driver, err = s.store.GraphDriver(); err != nil {
+		return nil, fmt.Errorf("storage %s: driver: %w", cfg.Root, err)
+	}
+	if err := s.repair(); err != nil {
+		return nil, fmt.Errorf("storage %s: repair: %w", cfg.Root, err)
+	}
+	if err := s.loadHolders(); err != nil {
+		return nil, fmt.Errorf("storage %s: image mounts: %w", cfg.Root, err)
+	}
+	return s, nil
 }
 
-func Open(cfg Config) (*Store, error) { panic("storage: owner fills this in") }
-
-// Close releases what Open took; it unmounts nothing.
-func (s *Store) Close() error { panic("todo") }
-
-// CreateRootfs makes the writable layer of a container and mounts it, and returns the mount point. A repeat with the
-// same ID returns the same mount point.
-func (s *Store) CreateRootfs(ctx context.Context, o RootfsOptions) (path string, err error) {
-	panic("todo")
+// lockRoot makes the root and takes its lock.
+func lockRoot(root string) (*os.File, error) {
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("storage: %w", err)
+	}
+	name := filepath.Join(root, "orlop.lock")
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("storage: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("storage %s: %w: stop that process or give this one another root", root, ErrLocked)
+		}
+		return nil, fmt.Errorf("storage: lock %s: %w", name, err)
+	}
+	return f, nil
 }
 
-// MountRootfs mounts the root filesystem of an existing container again, for example after a reboot.
-func (s *Store) MountRootfs(ctx context.Context, id string) (path string, err error) { panic("todo") }
-
-// UnmountRootfs unmounts and keeps the layer. It succeeds if nothing is mounted.
-func (s *Store) UnmountRootfs(ctx context.Context, id string) error { panic("todo") }
-
-// DeleteRootfs unmounts and deletes. It succeeds if there is nothing to delete.
-func (s *Store) DeleteRootfs(ctx context.Context, id string) error { panic("todo") }
-
-// ListRootfs returns the IDs of all root filesystems, for reconciliation at start.
-func (s *Store) ListRootfs() ([]string, error) { panic("todo") }
-
-// RootfsUsage is the space that a container wrote.
-func (s *Store) RootfsUsage(ctx context.Context, id string) (Usage, error) { panic("todo") }
-
-// RootfsUpperDir is the directory that holds what the container wrote; "" if the driver has none.
-func (s *Store) RootfsUpperDir(id string) (string, error) { panic("todo") }
-
-// MountImage mounts an image read-only for use as a volume, and returns the mount point. Each holder (a container's
-// ID and mount index) is counted once; the last UnmountImage unmounts.
-func (s *Store) MountImage(ctx context.Context, imageID, holder string) (path string, err error) {
-	panic("todo")
+// Close waits until what was pulled is on disk, and releases what Open took. It unmounts no root filesystem and no
+// image: containers go on. If none is mounted, the private mount of the layer directory goes away too.
+func (s *Store) Close() error {
+	s.background.Wait()
+	s.usage.close()
+	var err error
+	if _, shutErr := s.store.Shutdown(false); shutErr != nil && !errors.Is(shutErr, cs.ErrLayerUsedByContainer) {
+		err = fmt.Errorf("storage %s: %w", s.cfg.Root, shutErr)
+	}
+	s.store.Free()
+	return errors.Join(err, s.lock.Close())
 }
 
-// UnmountImage gives up what holder mounted. It succeeds if holder mounted nothing.
-func (s *Store) UnmountImage(ctx context.Context, holder string) error { panic("todo") }
+// stagingDir is where the overlay driver makes staging directories.
+func (s *Store) stagingDir() string { return filepath.Join(s.cfg.Root, "overlay", "staging") }
 
-// FilesystemUsage is the space that all layers and images take, and the directory they are in.
-func (s *Store) FilesystemUsage(ctx context.Context) (path string, u Usage, err error) { panic("todo") }
+// TempDir is a directory for files that nobody needs after a restart. Open empties it.
+func (s *Store) TempDir() string { return filepath.Join(s.cfg.Root, "tmp") }
+
+// clear removes what an interrupted pull left in a directory. Nobody else has the store open.
+func (s *Store) clear(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("storage: %w", err)
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return fmt.Errorf("storage: %w", err)
+		}
+		s.log.Info("removed what an interrupted pull left", "dir", dir, "name", e.Name())
+	}
+	return nil
+}
