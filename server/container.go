@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"maps"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -43,7 +44,7 @@ func (s *Server) newContainer(rec *store.Container, p *pod, made *flight) *conta
 		made: made, cancel: func() {}, turn: newTurn(), records: s.records,
 		exited: make(chan struct{}),
 	}
-	c.timings = rec.Timings
+	c.timings = maps.Clone(rec.Timings) // readers have the record
 	c.publish(rec)
 	return c
 }

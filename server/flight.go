@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -54,6 +55,10 @@ func landed() *flight {
 func (s *Server) fly(fl *flight, f func(context.Context) error) {
 	s.begin(func(ctx context.Context) {
 		fl.err = guarded(ctx, f)
+		var p *panicError
+		if errors.As(fl.err, &p) {
+			s.log.Error("panic", "err", p, "stack", string(p.stack))
+		}
 		close(fl.done)
 	})
 }
@@ -62,11 +67,18 @@ func (s *Server) fly(fl *flight, f func(context.Context) error) {
 func guarded(ctx context.Context, f func(context.Context) error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("internal error: %v\n%s", p, debug.Stack())
+			err = &panicError{p, debug.Stack()}
 		}
 	}()
 	return f(ctx)
 }
+
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("internal error: %v", e.value) }
 
 // wait returns when the flight has ended or just before the caller's deadline, with an error that says what was
 // under way.

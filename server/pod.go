@@ -1,6 +1,7 @@
 package server
 
 import (
+	"maps"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
@@ -38,7 +39,7 @@ func (s *Server) newPod(rec *store.Pod, want podPlan, made *flight) *pod {
 		dir:  filepath.Join(s.cfg.RunRoot, "pods", string(rec.ID)),
 		made: made, turn: newTurn(), records: s.records,
 	}
-	p.timings = rec.Timings
+	p.timings = maps.Clone(rec.Timings) // readers have the record
 	p.publish(rec)
 	return p
 }

@@ -14,13 +14,20 @@ const (
 	realtimeMax = 64
 )
 
+// otherNames are second names of signals, which unix.SignalNum does not know.
+var otherNames = map[string]unix.Signal{"SIGCLD": unix.SIGCHLD, "SIGIOT": unix.SIGABRT, "SIGPOLL": unix.SIGIO}
+
 const defaultStopSignal = "SIGTERM"
+
+// criSignalPrefix begins the names of CRI's signals: SIGNAL_SIGTERM, SIGNAL_SIGRTMINPLUS1.
+const criSignalPrefix = "SIGNAL_"
 
 // stopSignal returns the name of the signal that ends a container, in the form of kill -l: the request's, else the
 // image's, else SIGTERM.
 func stopSignal(asked cri.Signal, image string) (string, error) {
 	if asked != cri.Signal_SIGNAL_RUNTIME_DEFAULT {
-		name := strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(asked.String())
+		name := strings.TrimPrefix(asked.String(), criSignalPrefix)
+		name = strings.NewReplacer("PLUS", "+", "MINUS", "-").Replace(name)
 		if signalNumber(name) == 0 {
 			return "", invalid("config.stop_signal", asked.String(), "use a signal of this machine")
 		}
@@ -63,8 +70,8 @@ func signalNumber(name string) int {
 			return n
 		}
 	}
-	if name == "SIGCLD" { // an old name that the table of the kernel's does not have
-		return int(unix.SIGCHLD)
+	if n, ok := otherNames[name]; ok {
+		return int(n)
 	}
 	return int(unix.SignalNum(name))
 }
@@ -97,5 +104,5 @@ func criSignal(name string) cri.Signal {
 			}
 		}
 	}
-	return cri.Signal(cri.Signal_value[name])
+	return cri.Signal(cri.Signal_value[criSignalPrefix+name])
 }
