@@ -1,9 +1,8 @@
-// Package stats measures containers and pods: what their cgroups, their network namespaces and the storage say, as
-// CRI has it.
+// Package stats says in the CRI's words what containers and pods use.
 package stats
 
 import (
-	"context"
+	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -11,43 +10,95 @@ import (
 	"github.com/orlop/orlop/storage"
 )
 
-// Cgroups is what stats need of [cgroup.Host].
-type Cgroups interface {
-	Read(dir string) (*cgroup.Stats, error)
+// Disk is what a container wrote, and where.
+type Disk struct {
+	Mountpoint string
+	Used       storage.Usage
+	At         time.Time
 }
 
-// Storage is what stats need of [storage.Store].
-type Storage interface {
-	RootfsUsage(ctx context.Context, id string) (storage.Usage, error)
+// Container makes the stats of one container. used may be nil: it has ended, and has no cgroup any more.
+func (s *Sampler) Container(attributes *cri.ContainerAttributes, used *cgroup.Stats, disk *Disk) *cri.ContainerStats {
+	out := &cri.ContainerStats{Attributes: attributes}
+	if disk != nil {
+		out.WritableLayer = &cri.FilesystemUsage{
+			Timestamp:  disk.At.UnixNano(),
+			FsId:       &cri.FilesystemIdentifier{Mountpoint: disk.Mountpoint},
+			UsedBytes:  number(disk.Used.Bytes),
+			InodesUsed: number(disk.Used.Inodes),
+		}
+	}
+	if used == nil {
+		return out
+	}
+	at := used.Time.UnixNano()
+	out.Cpu, out.Memory, out.Io = s.cpu(attributes.GetId(), used), memory(used), io(used)
+	if used.Swap != nil {
+		out.Swap = &cri.SwapUsage{
+			Timestamp: at, SwapUsageBytes: number(used.Swap.UsageBytes), SwapAvailableBytes: number(used.Swap.AvailableBytes),
+		}
+	}
+	return out
 }
 
-// Container says what to measure. CgroupDir is "" for one that does not run: it has a writable layer only.
-type Container struct {
-	Attributes *cri.ContainerAttributes
-	CgroupDir  string // see [cgroup.Host.Dir]
+// Pod makes the stats of one pod, as far as they are known: used and network may be nil.
+func (s *Sampler) Pod(attributes *cri.PodSandboxAttributes, used *cgroup.Stats, network *cri.NetworkUsage, containers []*cri.ContainerStats) *cri.PodSandboxStats {
+	linux := &cri.LinuxPodSandboxStats{Network: network, Containers: containers}
+	if used != nil {
+		linux.Cpu, linux.Memory, linux.Io = s.cpu(attributes.GetId(), used), memory(used), io(used)
+		linux.Process = &cri.ProcessUsage{Timestamp: used.Time.UnixNano(), ProcessCount: number(used.Processes)}
+	}
+	return &cri.PodSandboxStats{Attributes: attributes, Linux: linux}
 }
 
-// Pod says what to measure. NetNS is the path of its network namespace, "" for the host's, whose interfaces are not
-// the pod's.
-type Pod struct {
-	Attributes *cri.PodSandboxAttributes
-	CgroupDir  string
-	NetNS      string
-	Containers []Container
+func (s *Sampler) cpu(id string, used *cgroup.Stats) *cri.CpuUsage {
+	if used.CPU == nil {
+		return nil
+	}
+	out := &cri.CpuUsage{
+		Timestamp: used.Time.UnixNano(), UsageCoreNanoSeconds: number(used.CPU.UsageNanos), Psi: psi(used.CPU.PSI),
+	}
+	if rate, ok := s.nanoCores(id, used.Time, used.CPU.UsageNanos); ok {
+		out.UsageNanoCores = number(rate)
+	}
+	return out
 }
 
-// Meter is safe for concurrent use. It remembers the last CPU time of what it measured, for usage_nano_cores.
-type Meter struct {
-	cgroups Cgroups
-	storage Storage
+func memory(used *cgroup.Stats) *cri.MemoryUsage {
+	m := used.Memory
+	if m == nil {
+		return nil
+	}
+	return &cri.MemoryUsage{
+		Timestamp:       used.Time.UnixNano(),
+		WorkingSetBytes: number(m.WorkingSetBytes),
+		AvailableBytes:  number(m.AvailableBytes),
+		UsageBytes:      number(m.UsageBytes),
+		RssBytes:        number(m.RSSBytes),
+		PageFaults:      number(m.PageFaults),
+		MajorPageFaults: number(m.MajorPageFaults),
+		Psi:             psi(m.PSI),
+	}
 }
 
-// New makes a meter. MountPoint is where the file system of writable layers is (storage's root).
-func New(cgroups Cgroups, st Storage, mountPoint string) *Meter { panic("filled in next") }
+func io(used *cgroup.Stats) *cri.IoUsage {
+	if used.IO == nil {
+		return nil
+	}
+	return &cri.IoUsage{Timestamp: used.Time.UnixNano(), Psi: psi(used.IO.PSI)}
+}
 
-// Container measures one. What can't be read, because the kernel does not offer it or the container has just ended,
-// is left out.
-func (m *Meter) Container(ctx context.Context, c Container) *cri.ContainerStats { panic("filled in next") }
+// psi turns the kernel's microseconds into the CRI's nanoseconds.
+func psi(p *cgroup.PSI) *cri.PsiStats {
+	if p == nil {
+		return nil
+	}
+	line := func(l cgroup.PSILine) *cri.PsiData {
+		return &cri.PsiData{
+			Total: l.TotalMicros * uint64(time.Microsecond), Avg10: l.Avg10, Avg60: l.Avg60, Avg300: l.Avg300,
+		}
+	}
+	return &cri.PsiStats{Some: line(p.Some), Full: line(p.Full)}
+}
 
-// Pod measures a pod and its containers.
-func (m *Meter) Pod(ctx context.Context, p Pod) *cri.PodSandboxStats { panic("filled in next") }
+func number(n uint64) *cri.UInt64Value { return &cri.UInt64Value{Value: n} }
