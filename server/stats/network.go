@@ -15,8 +15,8 @@ import (
 // defaultInterface is the name that CNI plugins give a pod's first interface.
 const defaultInterface = "eth0"
 
-// Network reads the counters of a pod's interfaces, in its network namespace.
-func Network(netns string) (*cri.NetworkUsage, error) {
+// network reads the counters of a pod's interfaces, in its network namespace.
+func network(netns string) (*cri.NetworkUsage, error) {
 	var table []byte
 	err := ns.Do(netns, func() (err error) {
 		table, err = os.ReadFile("/proc/thread-self/net/dev")

@@ -9,9 +9,9 @@ import (
 // gets the last rate.
 const window = time.Second
 
-// Sampler makes rates out of counters: each from the counter when somebody asked before. It samples nothing by
+// sampler makes rates out of counters: each from the counter when somebody asked before. It samples nothing by
 // itself, so an idle node does nothing. The zero value is ready.
-type Sampler struct {
+type sampler struct {
 	mu   sync.Mutex
 	last map[string]sample
 }
@@ -23,7 +23,7 @@ type sample struct {
 	known bool   // there is a rate
 }
 
-func (s *Sampler) nanoCores(id string, at time.Time, usage uint64) (uint64, bool) {
+func (s *sampler) nanoCores(id string, at time.Time, usage uint64) (uint64, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.last == nil {
@@ -43,8 +43,8 @@ func (s *Sampler) nanoCores(id string, at time.Time, usage uint64) (uint64, bool
 	return rate, true
 }
 
-// Forget drops what is kept for a container or pod that is gone.
-func (s *Sampler) Forget(id string) {
+// forget drops what is kept for a container or pod that is gone.
+func (s *sampler) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.last, id)

@@ -10,22 +10,22 @@ import (
 	"github.com/orlop/orlop/storage"
 )
 
-// Disk is what a container wrote, and where.
-type Disk struct {
-	Mountpoint string
-	Used       storage.Usage
-	At         time.Time
+// disk is what a container wrote, and where.
+type disk struct {
+	mountpoint string
+	used       storage.Usage
+	at         time.Time
 }
 
-// Container makes the stats of one container. used may be nil: it has ended, and has no cgroup any more.
-func (s *Sampler) Container(attributes *cri.ContainerAttributes, used *cgroup.Stats, disk *Disk) *cri.ContainerStats {
+// container makes the stats of one container. used may be nil: it has ended, and has no cgroup any more.
+func (s *sampler) container(attributes *cri.ContainerAttributes, used *cgroup.Stats, written *disk) *cri.ContainerStats {
 	out := &cri.ContainerStats{Attributes: attributes}
-	if disk != nil {
+	if written != nil {
 		out.WritableLayer = &cri.FilesystemUsage{
-			Timestamp:  disk.At.UnixNano(),
-			FsId:       &cri.FilesystemIdentifier{Mountpoint: disk.Mountpoint},
-			UsedBytes:  number(disk.Used.Bytes),
-			InodesUsed: number(disk.Used.Inodes),
+			Timestamp:  written.at.UnixNano(),
+			FsId:       &cri.FilesystemIdentifier{Mountpoint: written.mountpoint},
+			UsedBytes:  number(written.used.Bytes),
+			InodesUsed: number(written.used.Inodes),
 		}
 	}
 	if used == nil {
@@ -41,8 +41,8 @@ func (s *Sampler) Container(attributes *cri.ContainerAttributes, used *cgroup.St
 	return out
 }
 
-// Pod makes the stats of one pod, as far as they are known: used and network may be nil.
-func (s *Sampler) Pod(attributes *cri.PodSandboxAttributes, used *cgroup.Stats, network *cri.NetworkUsage, containers []*cri.ContainerStats) *cri.PodSandboxStats {
+// pod makes the stats of one pod, as far as they are known: used and network may be nil.
+func (s *sampler) pod(attributes *cri.PodSandboxAttributes, used *cgroup.Stats, network *cri.NetworkUsage, containers []*cri.ContainerStats) *cri.PodSandboxStats {
 	linux := &cri.LinuxPodSandboxStats{Network: network, Containers: containers}
 	if used != nil {
 		linux.Cpu, linux.Memory, linux.Io = s.cpu(attributes.GetId(), used), memory(used), io(used)
@@ -51,7 +51,7 @@ func (s *Sampler) Pod(attributes *cri.PodSandboxAttributes, used *cgroup.Stats, 
 	return &cri.PodSandboxStats{Attributes: attributes, Linux: linux}
 }
 
-func (s *Sampler) cpu(id string, used *cgroup.Stats) *cri.CpuUsage {
+func (s *sampler) cpu(id string, used *cgroup.Stats) *cri.CpuUsage {
 	if used.CPU == nil {
 		return nil
 	}

@@ -15,7 +15,7 @@ import (
 var at = time.Unix(1000, 0)
 
 func TestContainer(t *testing.T) {
-	var s Sampler
+	var s sampler
 	attributes := &cri.ContainerAttributes{Id: "c"}
 	used := &cgroup.Stats{
 		Time:   at,
@@ -23,7 +23,7 @@ func TestContainer(t *testing.T) {
 		Memory: &cgroup.Memory{UsageBytes: 10, WorkingSetBytes: 8, RSSBytes: 6, PageFaults: 5, MajorPageFaults: 1},
 		Swap:   &cgroup.Swap{UsageBytes: 2, AvailableBytes: 3},
 	}
-	got := s.Container(attributes, used, &Disk{"/layers", storage.Usage{Bytes: 9, Inodes: 4}, at})
+	got := s.container(attributes, used, &disk{"/layers", storage.Usage{Bytes: 9, Inodes: 4}, at})
 	want := &cri.ContainerStats{
 		Attributes: attributes,
 		Cpu: &cri.CpuUsage{
@@ -42,13 +42,13 @@ func TestContainer(t *testing.T) {
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	if got := s.Container(attributes, nil, nil); got.Cpu != nil || got.Memory != nil || got.WritableLayer != nil {
+	if got := s.container(attributes, nil, nil); got.Cpu != nil || got.Memory != nil || got.WritableLayer != nil {
 		t.Errorf("of an ended container: %v", got)
 	}
 }
 
 func TestNanoCores(t *testing.T) {
-	var s Sampler
+	var s sampler
 	for i, tt := range []struct {
 		after time.Duration
 		usage uint64
@@ -68,7 +68,7 @@ func TestNanoCores(t *testing.T) {
 			t.Errorf("%d: %d %v; want %d %v", i, rate, known, tt.rate, tt.known)
 		}
 	}
-	s.Forget("c")
+	s.forget("c")
 	if _, known := s.nanoCores("c", at.Add(time.Hour), 40); known {
 		t.Error("it was not forgotten")
 	}
