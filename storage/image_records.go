@@ -46,12 +46,9 @@ func (s *Store) Image(id string) (ImageRecord, error) {
 }
 
 func (s *Store) record(img *cs.Image) (ImageRecord, error) {
-	config, err := s.store.ImageBigData(img.ID, configKey(img.ID))
+	config, err := s.readConfig(img.ID)
 	if err != nil {
-		return ImageRecord{}, fmt.Errorf("config: %w", err)
-	}
-	if digest.FromBytes(config) != digest.NewDigestFromEncoded(digest.SHA256, img.ID) {
-		return ImageRecord{}, errors.New("config: it is damaged: its digest is not the image's ID")
+		return ImageRecord{}, err
 	}
 	var parsed imgspec.Image
 	if err := json.Unmarshal(config, &parsed); err != nil {
@@ -75,6 +72,18 @@ func (s *Store) record(img *cs.Image) (ImageRecord, error) {
 		record.Bytes += usage.Bytes
 	}
 	return record, nil
+}
+
+// readConfig reads the config of an image, which must have the digest that is the image's ID.
+func (s *Store) readConfig(id string) ([]byte, error) {
+	config, err := s.store.ImageBigData(id, configKey(id))
+	if err != nil {
+		return nil, fmt.Errorf("config: %w", err)
+	}
+	if digest.FromBytes(config).Encoded() != id {
+		return nil, errors.New("config: it is damaged: its digest is not the image's ID")
+	}
+	return config, nil
 }
 
 // DeleteImage removes an image and the layers that nothing else needs. Root filesystems made from it must be gone.

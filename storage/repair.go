@@ -112,14 +112,14 @@ func (s *Store) dropContainers(lost map[string]bool) error {
 	return nil
 }
 
-// dropImages deletes images on lost layers, and such without a config: they are pulled again when needed.
+// dropImages deletes images on lost layers, and such whose config is lost: they are pulled again when needed.
 func (s *Store) dropImages(lost map[string]bool) error {
 	images, err := s.store.Images()
 	if err != nil {
 		return err
 	}
 	for _, img := range images {
-		_, configErr := s.store.ImageBigDataSize(img.ID, configKey(img.ID))
+		_, configErr := s.readConfig(img.ID)
 		if configErr == nil && !lost[img.TopLayer] {
 			continue
 		}
