@@ -1,0 +1,108 @@
+package ns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// createOwned makes a user namespace and the others in it. A thread of ours can't enter a new user namespace, so a
+// child is cloned into all of them and stopped by ptrace(2) at the moment in which it would begin to run this same
+// program: it holds the namespaces until they are pinned, executes nothing, and is killed.
+func (o Options) createOwned(wanted []kind, flags int) error {
+	return onThread(func() error { // ptrace belongs to a thread
+		child, err := o.holder(flags)
+		if err != nil {
+			return err
+		}
+		from := filepath.Join("/proc", strconv.Itoa(child.Pid), "ns")
+		err = enter(wanted, from)
+		if err == nil {
+			err = errors.Join(o.setUp(), o.writeSysctls(o.asRootOf(wanted, from)), o.pin(wanted, from))
+		}
+		_ = child.Kill()
+		_, werr := child.Wait()
+		return errors.Join(err, werr)
+	})
+}
+
+func (o Options) holder(flags int) (*os.Process, error) {
+	child, err := os.StartProcess("/proc/self/exe", []string{"orlop-namespaces"}, &os.ProcAttr{
+		Env: []string{},
+		Sys: &syscall.SysProcAttr{
+			Cloneflags: uintptr(flags), Ptrace: true, Pdeathsig: syscall.SIGKILL,
+			UidMappings: idMaps(o.UIDs), GidMappings: idMaps(o.GIDs), GidMappingsEnableSetgroups: true,
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("user namespace: %w", err)
+	}
+	var status unix.WaitStatus
+	if _, err := unix.Wait4(child.Pid, &status, 0, nil); err != nil || !status.Stopped() {
+		_ = child.Kill()
+		_, _ = child.Wait()
+		return nil, fmt.Errorf("user namespace: its holder did not stop (status %#x): %w", status, err)
+	}
+	return child, nil
+}
+
+// enter takes this thread where the host name and sysctls are to be set. It keeps its own user namespace, whose root
+// may do so.
+func enter(wanted []kind, from string) error {
+	for _, k := range wanted {
+		if k.flag == unix.CLONE_NEWUSER {
+			continue
+		}
+		f, err := os.Open(filepath.Join(from, k.name))
+		if err != nil {
+			return err
+		}
+		err = unix.Setns(int(f.Fd()), k.flag)
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("%s: %w", k.name, os.NewSyscallError("setns", err))
+		}
+	}
+	return nil
+}
+
+// asRootOf returns a way to act as the root of the new user namespace, in the others. The kernel lets nobody else write
+// sysctls of an IPC namespace, not even the root of the node. It takes a thread of its own: the change of the user
+// takes its capabilities away.
+func (o Options) asRootOf(wanted []kind, from string) func(func() error) error {
+	return func(f func() error) error {
+		return onThread(func() error {
+			if err := enter(wanted, from); err != nil {
+				return err
+			}
+			const unchanged = ^uintptr(0)
+			// The bare system call, because the library's changes all threads of the process.
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, unchanged, uintptr(o.rootUID()), unchanged); errno != 0 {
+				return os.NewSyscallError("setresuid", errno)
+			}
+			return f()
+		})
+	}
+}
+
+func (o Options) rootUID() uint32 {
+	for _, m := range o.UIDs {
+		if m.ContainerID == 0 {
+			return m.HostID
+		}
+	}
+	return 0
+}
+
+func idMaps(in []IDMap) []syscall.SysProcIDMap {
+	out := make([]syscall.SysProcIDMap, len(in))
+	for i, m := range in {
+		out[i] = syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)}
+	}
+	return out
+}
