@@ -55,6 +55,7 @@ func (s *Server) removeContainerInTurn(ctx context.Context, c *container) error 
 		return nil
 	}
 	s.containers.remove(c.id, c.name, c)
+	s.meter.Forget(string(c.id))
 	s.tell(cri.ContainerEventType_CONTAINER_DELETED_EVENT, c)
 	return nil
 }

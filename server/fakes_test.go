@@ -21,10 +21,12 @@ import (
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/oci/cgroup"
 	"github.com/orlop/orlop/oci/ns"
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/cni"
 	"github.com/orlop/orlop/server/store"
+	"github.com/orlop/orlop/server/stream"
 	"github.com/orlop/orlop/storage"
 )
 
@@ -168,6 +170,14 @@ func (f fakeCgroups) Remove(made []string) error {
 	})
 }
 
+func (f fakeCgroups) Read(dir string) (*cgroup.Stats, error) {
+	return &cgroup.Stats{Time: time.Now(), CPU: &cgroup.CPU{UsageNanos: 5}, Processes: 2}, nil
+}
+
+type fakeStreams struct{ Streams }
+
+func (fakeStreams) Close() error { return nil }
+
 type fakeStorage struct{ *world }
 
 func (f fakeStorage) CreateRootfs(ctx context.Context, o storage.RootfsOptions) (string, error) {
@@ -175,6 +185,9 @@ func (f fakeStorage) CreateRootfs(ctx context.Context, o storage.RootfsOptions) 
 }
 func (f fakeStorage) DeleteRootfs(ctx context.Context, id string) error {
 	return f.unmake(ctx, "rootfs.delete", "rootfs/"+id)
+}
+func (f fakeStorage) RootfsUsage(context.Context, string) (storage.Usage, error) {
+	return storage.Usage{Bytes: 9, Inodes: 1}, nil
 }
 func (f fakeStorage) ListRootfs() ([]string, error) { return f.ids("rootfs"), nil }
 func (f fakeStorage) MountImage(ctx context.Context, id, holder string) (string, error) {
@@ -347,6 +360,14 @@ func (f fakeMonitor) List(ctx context.Context) (list []conmon.Container, err err
 	})
 	return list, err
 }
+func (f fakeMonitor) Exec(context.Context, conmon.ExecRequest, conmon.Stdio) (conmon.ExecResult, error) {
+	return conmon.ExecResult{}, conmon.ErrNotFound
+}
+func (f fakeMonitor) Attach(context.Context, string) (*conmon.Attachment, error) {
+	return nil, conmon.ErrNotFound
+}
+func (f fakeMonitor) CloseStdin(context.Context, string) error             { return nil }
+func (f fakeMonitor) Resize(context.Context, string, uint16, uint16) error { return nil }
 func (f fakeMonitor) Update(ctx context.Context, _ string, r *rspec.LinuxResources) error {
 	return f.do(ctx, "monitor.update", func() {})
 }
@@ -361,6 +382,7 @@ func (w *world) server() *Server {
 		Host:    spec.Host{Controllers: map[string]bool{"cpu": true, "memory": true, "pids": true}, OOMScoreFloor: true},
 		Cgroups: fakeCgroups{w}, Storage: fakeStorage{w}, Images: fakeImages{}, Network: fakeNetwork{w},
 		Namespaces: fakeNamespaces{w}, Lookup: fakeLookup{w},
+		Streams: func(stream.Monitor, stream.Subjects) (Streams, error) { return fakeStreams{}, nil },
 		Connect: func(_ context.Context, events func(conmon.Event), resync func()) (Monitor, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()

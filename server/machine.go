@@ -7,6 +7,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/oci/spec"
+	"github.com/orlop/orlop/server/host"
 	"github.com/orlop/orlop/server/podfiles"
 	"github.com/orlop/orlop/server/seccomp"
 	"github.com/orlop/orlop/server/user"
@@ -47,6 +48,11 @@ func (machine) Container(ctx context.Context, in *spec.Input, images ImageMounte
 	}
 	if in.Devices, err = volume.Devices(in.Container.GetDevices()); err != nil {
 		return err
+	}
+	if in.Container.GetLinux().GetSecurityContext().GetPrivileged() {
+		if in.Host.Devices, err = host.Devices(); err != nil { // now: devices come and go
+			return err
+		}
 	}
 	if path := localhostSeccomp(in.Container); path != "" && in.LocalhostSeccomp == nil {
 		in.LocalhostSeccomp, err = seccomp.Load(path)

@@ -66,6 +66,7 @@ func (s *Server) removePodInTurn(ctx context.Context, p *pod) error {
 		return nil
 	}
 	s.pods.remove(p.id, p.name, p)
+	s.meter.Forget(string(p.id))
 	s.log.Info("pod removed", "pod", p.id, "name", podTitle(p.rec.Load()))
 	return nil
 }

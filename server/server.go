@@ -21,10 +21,13 @@ import (
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/oci/cgroup"
 	"github.com/orlop/orlop/oci/ns"
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/cni"
+	"github.com/orlop/orlop/server/stats"
 	"github.com/orlop/orlop/server/store"
+	"github.com/orlop/orlop/server/stream"
 	"github.com/orlop/orlop/storage"
 )
 
@@ -32,6 +35,8 @@ import (
 type Config struct {
 	// Root holds what outlives a reboot, RunRoot what does not; both belong to this server alone.
 	Root, RunRoot string
+	// StorageRoot is where the file system of the containers' writable layers is.
+	StorageRoot string
 	// InitPath is the orlop-conmon binary, linked statically: the init of pods that share their PID namespace.
 	InitPath string
 	// Version of the program, for the Version RPC.
@@ -42,6 +47,8 @@ type Config struct {
 	SystemdCgroup bool
 	// Container is what containers get unless their request or image says otherwise.
 	Container ContainerDefaults
+	// Stream says where Exec, Attach and PortForward are served.
+	Stream stream.Config
 	// Shown is the whole configuration as JSON, for the verbose status.
 	Shown []byte
 }
@@ -68,9 +75,10 @@ type Deps struct {
 	Network Network
 	// Connect connects to the monitor as [conmon.Connect] does.
 	Connect func(ctx context.Context, events func(conmon.Event), resync func()) (Monitor, error)
-	// Namespaces and Lookup may be nil for those of the kernel.
+	// Namespaces, Lookup and Streams may be nil for those of this machine.
 	Namespaces Namespaces
 	Lookup     Lookup
+	Streams    func(stream.Monitor, stream.Subjects) (Streams, error)
 }
 
 // Cgroups is [cgroup.Host].
@@ -79,6 +87,7 @@ type Cgroups interface {
 	Dir(cgroupsPath string) (string, error)
 	EnsurePod(parent string) (made []string, err error)
 	Remove(made []string) error
+	Read(dir string) (*cgroup.Stats, error)
 }
 
 // Storage is what the main path needs of [storage.Store].
@@ -86,6 +95,12 @@ type Storage interface {
 	CreateRootfs(ctx context.Context, o storage.RootfsOptions) (path string, err error)
 	DeleteRootfs(ctx context.Context, id string) error
 	ListRootfs() ([]string, error)
+	volumes
+	RootfsUsage(ctx context.Context, id string) (storage.Usage, error)
+}
+
+// volumes are images that are mounted in containers.
+type volumes interface {
 	MountImage(ctx context.Context, imageID, holder string) (path string, err error)
 	UnmountImage(ctx context.Context, holder string) error
 }
@@ -120,6 +135,7 @@ type Monitor interface {
 	Delete(ctx context.Context, id string) error
 	List(ctx context.Context) ([]conmon.Container, error)
 	tuner
+	stream.Monitor
 }
 
 // tuner changes what runs.
@@ -136,7 +152,9 @@ type Server struct {
 	Deps    // all set
 	log     *slog.Logger
 	monitor Monitor
+	streams Streams
 	records *store.Store
+	meter   *stats.Meter
 
 	pods       *table[store.PodID, *pod]
 	containers *table[store.ContainerID, *container]
@@ -163,7 +181,7 @@ func New(ctx context.Context, cfg Config, deps Deps, log *slog.Logger) (*Server,
 	s := &Server{
 		cfg: cfg, Deps: deps, log: log, records: records,
 		pods: newTable[store.PodID, *pod](), containers: newTable[store.ContainerID, *container](),
-		taken: make(chan struct{}),
+		taken: make(chan struct{}), meter: stats.New(deps.Cgroups, deps.Storage, cfg.StorageRoot),
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.Namespaces == nil {
@@ -172,10 +190,20 @@ func New(ctx context.Context, cfg Config, deps Deps, log *slog.Logger) (*Server,
 	if s.Lookup == nil {
 		s.Lookup = machine{}
 	}
+	if s.Streams == nil {
+		s.Streams = s.serveStreams
+	}
 	if err := s.takeOver(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("start: %w", err), s.Close())
 	}
+	if s.streams, err = s.Streams(s.monitor, s); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
+}
+
+func (s *Server) serveStreams(m stream.Monitor, subjects stream.Subjects) (Streams, error) {
+	return stream.New(s.cfg.Stream, m, subjects, s.log)
 }
 
 // Close cancels what is under way, waits until it has been undone, and closes the records. Containers go on.
@@ -185,8 +213,12 @@ func (s *Server) Close() error {
 	s.mu.Unlock()
 	s.cancel()
 	s.events.close()
+	var err error
+	if s.streams != nil {
+		err = s.streams.Close()
+	}
 	s.work.Wait()
-	return s.records.Close()
+	return errors.Join(err, s.records.Close())
 }
 
 // begin runs f on the daemon's context, and makes Close wait for it. What is begun after Close finds its context
