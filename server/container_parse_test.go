@@ -1,0 +1,81 @@
+package server
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"testing"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/server/store"
+)
+
+func TestCreateContainerRefusesWhatCanNotWork(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	pod := w.runPod(s, "web")
+	p, _ := s.pods.get(store.PodID(pod))
+	p.note(func(rec *store.Pod) { rec.Config.LogDirectory = "/var/log/pods/a" })
+	before := w.left()
+	for _, tt := range []struct {
+		want  string
+		is    error
+		spoil func(*cri.CreateContainerRequest)
+	}{
+		{"config is", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config = nil }},
+		{"config.metadata.name", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.Metadata = nil }},
+		{`pod: "none"`, store.ErrNotFound, func(r *cri.CreateContainerRequest) { r.PodSandboxId = "none" }},
+		{"the ID is empty", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.PodSandboxId = "" }},
+		{"config.log_path", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.LogPath = "../b/0.log" }},
+		{"config.log_path", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.LogPath = "/etc/passwd" }},
+		{"config.image.image", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.Image = nil }},
+		{`image "missing"`, image.ErrNotFound, func(r *cri.CreateContainerRequest) { r.Config.Image.Image = "missing" }},
+		{"config.stdin_once", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.StdinOnce = true }},
+		{"config.CDI_devices", store.ErrInvalid, func(r *cri.CreateContainerRequest) {
+			r.Config.CDIDevices = []*cri.CDIDevice{{Name: "vendor.test/gpu=0"}}
+		}},
+		{"target_id", store.ErrInvalid, func(r *cri.CreateContainerRequest) {
+			r.Config.Linux = &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: "none"},
+			}}
+		}},
+	} {
+		req := createRequest(pod, "c")
+		tt.spoil(req)
+		_, err := s.CreateContainer(t.Context(), req)
+		if !errors.Is(err, tt.is) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: error is %v", tt.want, err)
+		}
+	}
+	if now := w.left(); strings.Join(now, " ") != strings.Join(before, " ") {
+		t.Errorf("left behind: %q", now)
+	}
+	req := createRequest(pod, "c")
+	req.Config.LogPath = "c/0.log"
+	rec, _, err := s.parseContainer(req)
+	if err != nil || rec.LogPath != "/var/log/pods/a/c/0.log" {
+		t.Errorf("log path is %v, %v", rec, err)
+	}
+}
+
+func TestATargetContainersNamespaceIsJoined(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	pod, target := w.running(s, "web")
+	req := createRequest(pod, "debug")
+	req.Config.Linux = &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
+		NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_TARGET, TargetId: target},
+	}}
+	resp, err := s.CreateContainer(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _ := s.containers.get(store.ContainerID(resp.ContainerId))
+	paths, err := s.namespacesFor(c)
+	tc, _ := s.containers.get(store.ContainerID(target))
+	if want := "/proc/" + strconv.Itoa(tc.rec.Load().Pid) + "/ns/pid"; err != nil || paths["pid"] != want {
+		t.Errorf("joins %v, %v; want %s", paths, err, want)
+	}
+}
