@@ -122,6 +122,7 @@ func (s *Server) specInput(c *container, b *build) (*spec.Input, error) {
 		PidsLimit: s.cfg.Container.PidsLimit,
 	}
 	in.UIDs, in.GIDs = p.want.ociMaps()
+	useDefaultSeccomp(in, s.cfg.Container.SeccompProfile)
 	p.files().fill(in)
 	security := rec.Config.GetLinux().GetSecurityContext()
 	labels, err := label.Container(label.Pair{Process: pod.ProcessLabel, Mount: pod.MountLabel},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/oci/spec"
@@ -77,6 +78,25 @@ func localhostSeccomp(config *cri.ContainerConfig) string {
 		return "" // runtime/default, unconfined, or nothing
 	}
 	return path
+}
+
+// useDefaultSeccomp puts the node's own profile in the place of the built-in one, where a container asks for the
+// runtime's default.
+func useDefaultSeccomp(in *spec.Input, profile []byte) {
+	security := in.Container.GetLinux().GetSecurityContext()
+	old := security.GetSeccompProfilePath() //nolint:staticcheck // still sent by old clients
+	asked := security.GetSeccomp().GetProfileType() == cri.SecurityProfile_RuntimeDefault
+	if security.GetSeccomp() == nil {
+		asked = old == "runtime/default" || old == "docker/default"
+	}
+	if profile == nil || !asked {
+		return
+	}
+	in.Container = proto.CloneOf(in.Container) // the one on record stays as the client sent it
+	in.Container.Linux.SecurityContext.Seccomp = &cri.SecurityProfile{
+		ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: "/runtime/default",
+	}
+	in.LocalhostSeccomp = profile
 }
 
 // userRequest is what the config and the image say about the user.
