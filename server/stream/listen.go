@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 )
@@ -77,19 +78,23 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// connContext makes the context of a connection that of its requests.
+// connKey is under what a request's context has its connection.
+type connKey struct{}
+
+// connContext makes the requests of a connection end with it.
 func connContext(ctx context.Context, c net.Conn) context.Context {
-	if own, ok := c.(*conn); ok {
-		return withEnd{ctx, own.ctx}
+	own, ok := c.(*conn)
+	if !ok {
+		return ctx
 	}
+	ctx, cancel := context.WithCancel(context.WithValue(ctx, connKey{}, own))
+	context.AfterFunc(own.ctx, cancel)
 	return ctx
 }
 
-// withEnd is a context that has the values of one and the end of another.
-type withEnd struct {
-	context.Context
-	end context.Context
+// closeConn closes the connection that a request came on.
+func closeConn(r *http.Request) {
+	if c, ok := r.Context().Value(connKey{}).(*conn); ok {
+		c.Close()
+	}
 }
-
-func (c withEnd) Done() <-chan struct{} { return c.end.Done() }
-func (c withEnd) Err() error            { return c.end.Err() }

@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"k8s.io/klog/v2"
+
 	"github.com/orlop/orlop/conmon"
 )
 
@@ -62,9 +64,11 @@ type Server struct {
 
 	ctx    context.Context // ends with Close: for work that the protocol libraries start without a context
 	cancel context.CancelFunc
-	mu     sync.Mutex
-	closed bool // no more work is begun
-	work   sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	closed   bool       // no more work is begun
+	requests sync.WaitGroup
+	copies   sync.WaitGroup // goroutines of requests, which may outlive them until their client has gone
 }
 
 const (
@@ -72,6 +76,9 @@ const (
 	headerTime = 10 * time.Second
 	// creationTime is how long an SPDY client may take to open the streams that it asked for.
 	creationTime = 30 * time.Second
+	// farewellTime is how long Close lets clients take to be told that their stream has ended. An SPDY client that is
+	// told nothing reports success.
+	farewellTime = 2 * time.Second
 )
 
 // New listens and serves.
@@ -100,29 +107,60 @@ func New(cfg Config, m Monitor, subjects Subjects, log *slog.Logger) (*Server, e
 	return s, nil
 }
 
-// Close disconnects all clients, which ends their execs, and waits until all is over. Containers go on.
+// LogLibrary leads what the protocol libraries say through klog, which is the process's, into the daemon's log. It is
+// for the program's start. To them each client that goes is an error; here it is a matter for debugging.
+func LogLibrary(log *slog.Logger) { klog.SetSlogLogger(slog.New(debugOnly{log.Handler()})) }
+
+// debugOnly is a handler to which nothing matters much.
+type debugOnly struct{ slog.Handler }
+
+func (h debugOnly) Enabled(ctx context.Context, _ slog.Level) bool {
+	return h.Handler.Enabled(ctx, slog.LevelDebug)
+}
+
+func (h debugOnly) Handle(ctx context.Context, r slog.Record) error {
+	r.Level = slog.LevelDebug
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h debugOnly) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return debugOnly{h.Handler.WithAttrs(attrs)}
+}
+func (h debugOnly) WithGroup(name string) slog.Handler { return debugOnly{h.Handler.WithGroup(name)} }
+
+// Close ends all streams, and with them their execs, and waits until all is over. Containers go on.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
 	s.cancel()
+	told := make(chan struct{})
+	go func() {
+		s.requests.Wait()
+		close(told)
+	}()
+	select {
+	case <-told:
+	case <-time.After(farewellTime):
+	}
 	err := s.http.Close()
 	s.listener.closeAll() // also those that an upgrade took out of the HTTP server's hands
 	<-s.served
-	s.work.Wait()
+	<-told
+	s.copies.Wait()
 	return err
 }
 
-// begin counts work that Close waits for. It returns false after Close; then the work must not be done.
+// begin counts a request that Close waits for. It returns false after Close; then the request must not be served.
 func (s *Server) begin() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return false
 	}
-	s.work.Add(1)
+	s.requests.Add(1)
 	return true
 }
 
-// spawn runs f in a goroutine that Close waits for. Its caller has begun work itself, so Close has not got past it.
-func (s *Server) spawn(f func()) { s.work.Go(f) }
+// spawn runs f in a goroutine that Close waits for. Its caller has begun a request, so Close has not got past it.
+func (s *Server) spawn(f func()) { s.copies.Go(f) }

@@ -1,0 +1,140 @@
+package stream
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/portforward"
+	"k8s.io/client-go/transport/spdy"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// echo answers what it has been told once its client has nothing more to say.
+func echo(t *testing.T, network, address string) int {
+	t.Helper()
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				said, _ := io.ReadAll(c)
+				fmt.Fprintf(c, "you said %d bytes", len(said))
+			}()
+		}
+	}()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// forwardPort returns the local address that a real client forwards to a port of the pod.
+func forwardPort(t *testing.T, s *Server, port int) (string, *bytes.Buffer) {
+	t.Helper()
+	answer, err := s.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(answer.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
+	stop, ready, errOut := make(chan struct{}), make(chan struct{}), new(bytes.Buffer)
+	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, errOut)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- f.ForwardPorts() }()
+	t.Cleanup(func() {
+		close(stop)
+		if err := <-done; err != nil && !errors.Is(err, portforward.ErrLostConnectionToPod) {
+			t.Error(err)
+		}
+	})
+	select {
+	case <-ready:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	ports, err := f.GetPorts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), errOut
+}
+
+// ask says something, ends its half, and returns the answer.
+func ask(t *testing.T, at string, bytes int) string {
+	t.Helper()
+	c, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Write(make([]byte, bytes)); err != nil {
+		t.Error(err)
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Error(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil {
+		t.Error(err)
+	}
+	return string(answer)
+}
+
+func TestPortForward(t *testing.T) {
+	for _, tt := range []struct{ network, address string }{{"tcp4", "127.0.0.1:0"}, {"tcp6", "[::1]:0"}} {
+		t.Run(tt.network, func(t *testing.T) {
+			s := newServer(t, &localMonitor{}, allRunning{})
+			at, _ := forwardPort(t, s, echo(t, tt.network, tt.address))
+			for _, size := range []int{0, 5, 1 << 20} { // several connections, each with a half that ends first
+				if got, want := ask(t, at, size), fmt.Sprintf("you said %d bytes", size); got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestPortForwardToNobody(t *testing.T) {
+	s := newServer(t, &localMonitor{}, allRunning{})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := l.Addr().(*net.TCPAddr).Port
+	l.Close()
+	at, _ := forwardPort(t, s, port)
+	c, err := net.Dial("tcp", at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got, _ := io.ReadAll(c); len(got) > 0 { // refused or reset: it ends in any case
+		t.Errorf("%q", got)
+	}
+	if err := s.forward(t.Context(), "p", int32(port), nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d", port)) {
+		t.Errorf("%v", err)
+	}
+}
