@@ -1,60 +1,224 @@
 // Package cgroup names the cgroups of pods and containers, and reads and kills what is in them, on cgroup v1 and v2.
-// It never uses D-Bus.
+// It never uses D-Bus: with the systemd driver, slices are the kubelet's to make or come into being with a
+// container's scope, which libcontainer asks systemd for.
 package cgroup
 
-import "time"
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInvalid is for a cgroup path that can't be used; the text names it.
+var ErrInvalid = errors.New("invalid cgroup path")
 
 // Host is what this machine's cgroups are like; found once at start.
 type Host struct {
 	V2          bool
 	Systemd     bool            // the cgroup driver: systemd, else cgroupfs
 	Controllers map[string]bool // those that can be used
+
+	root        string   // "/sys/fs/cgroup"
+	hierarchies []string // directories below root that have hierarchies; "" is the only one of v2
 }
 
-// Detect looks at /proc and /sys/fs/cgroup.
-func Detect(systemdDriver bool) (Host, error) { panic("cgroup: owner fills this in") }
+// mountPoint is where cgroups are mounted on all systems in use (systemd, and cgroups(7)).
+const mountPoint = "/sys/fs/cgroup"
 
-// Path is a container's CgroupsPath as the OCI spec has it: "/parent/orlop-ID" (cgroupfs) or "parent.slice:orlop:ID"
-// (systemd), for a pod's cgroup_parent. An empty or malformed parent is an error that names it.
-func (h Host) ContainerPath(parent, id string) (string, error) { panic("todo") }
+// Detect looks at /sys/fs/cgroup.
+func Detect(systemdDriver bool) (Host, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(mountPoint, &st); err != nil {
+		return Host{}, fmt.Errorf("cgroups: %s: %w", mountPoint, err)
+	}
+	return detect(mountPoint, st.Type == unix.CGROUP2_SUPER_MAGIC, systemdDriver)
+}
+
+func detect(root string, v2, systemd bool) (Host, error) {
+	h := Host{V2: v2, Systemd: systemd, Controllers: map[string]bool{}, root: root}
+	if v2 {
+		h.hierarchies = []string{""}
+		names, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+		if err != nil {
+			return Host{}, fmt.Errorf("cgroups: %w", err)
+		}
+		for name := range strings.FieldsSeq(string(names)) {
+			h.Controllers[name] = true
+		}
+		h.Controllers["devices"] = true // by BPF
+		h.Controllers["freezer"] = true // in the core
+		return h, nil
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return Host{}, fmt.Errorf("cgroups: %w", err)
+	}
+	for _, entry := range entries {
+		name := entry.Name()
+		if _, err := os.Stat(filepath.Join(root, name, "cgroup.procs")); err != nil {
+			continue
+		}
+		if entry.Type()&os.ModeSymlink == 0 { // "cpu" may be a link to "cpu,cpuacct"
+			h.hierarchies = append(h.hierarchies, name)
+		}
+		for controller := range strings.SplitSeq(name, ",") {
+			h.Controllers[controller] = true
+		}
+	}
+	delete(h.Controllers, "systemd") // hierarchies without a controller
+	delete(h.Controllers, "unified")
+	if len(h.hierarchies) == 0 {
+		return Host{}, fmt.Errorf("cgroups: none are mounted below %s", root)
+	}
+	return h, nil
+}
+
+// prefix marks the cgroups of our containers.
+const prefix = "orlop"
+
+// ContainerPath is a container's CgroupsPath as the OCI spec has it: "/parent/orlop-ID" (cgroupfs) or
+// "parent.slice:orlop:ID" (systemd), for a pod's cgroup_parent. An empty or malformed parent is an error that names it.
+func (h Host) ContainerPath(parent, id string) (string, error) {
+	if _, err := h.parentDir(parent); err != nil {
+		return "", err
+	}
+	if h.Systemd {
+		return filepath.Base(parent) + ":" + prefix + ":" + id, nil
+	}
+	return filepath.Join(parent, prefix+"-"+id), nil
+}
 
 // Dir is the cgroup of a CgroupsPath, or of a pod's cgroup_parent, relative to each hierarchy's root.
-func (h Host) Dir(cgroupsPath string) (string, error) { panic("todo") }
+func (h Host) Dir(cgroupsPath string) (string, error) {
+	slice, unit, ok := strings.Cut(cgroupsPath, ":")
+	if !ok || !h.Systemd {
+		return h.parentDir(cgroupsPath)
+	}
+	name, id, ok := strings.Cut(unit, ":")
+	if !ok || name == "" || id == "" || strings.ContainsAny(unit, "/") {
+		return "", fmt.Errorf("%w: %q is not \"slice:prefix:name\"", ErrInvalid, cgroupsPath)
+	}
+	dir, err := h.parentDir(slice)
+	return filepath.Join(dir, name+"-"+id+".scope"), err
+}
+
+// parentDir checks a pod's cgroup_parent.
+func (h Host) parentDir(parent string) (string, error) {
+	slice := strings.HasSuffix(parent, ".slice")
+	switch {
+	case parent == "":
+		return "", fmt.Errorf("%w: cgroup_parent is empty", ErrInvalid)
+	case strings.ContainsAny(parent, "\x00\n") || slices.Contains(strings.Split(parent, "/"), ".."):
+		return "", fmt.Errorf("%w: cgroup_parent %q leaves its parent", ErrInvalid, parent)
+	case h.Systemd && !slice:
+		return "", fmt.Errorf("%w: cgroup_parent %q is no slice; the cgroup driver is systemd, so name one such as \"pods.slice\", or set the drivers of client and runtime to the same", ErrInvalid, parent)
+	case h.Systemd:
+		return expandSlice(filepath.Base(parent))
+	case slice:
+		return "", fmt.Errorf("%w: cgroup_parent %q is a slice of systemd, and the cgroup driver is cgroupfs; set the drivers of client and runtime to the same", ErrInvalid, parent)
+	case !filepath.IsAbs(parent) || filepath.Clean(parent) == "/":
+		return "", fmt.Errorf("%w: cgroup_parent %q is not an absolute path below \"/\"", ErrInvalid, parent)
+	}
+	return filepath.Clean(parent), nil
+}
+
+// expandSlice is the path of a slice: each dash is a level (systemd.slice(5)), so "a-b.slice" is in "a.slice".
+func expandSlice(slice string) (string, error) {
+	name := strings.TrimSuffix(slice, ".slice")
+	if name == "-" {
+		return "/", nil
+	}
+	var path, level string
+	for part := range strings.SplitSeq(name, "-") {
+		if part == "" || strings.Contains(part, "/") { // an empty part would climb to the wrong parent
+			return "", fmt.Errorf("%w: %q is not the name of a slice", ErrInvalid, slice)
+		}
+		level += part
+		path += "/" + level + ".slice"
+		level += "-"
+	}
+	return path, nil
+}
 
 // EnsurePod makes the pod's cgroup (cgroup_parent) in each hierarchy where it is missing and returns the
-// directories that it made, outermost first; they are what Remove is given later.
-func (h Host) EnsurePod(parent string) (made []string, err error) { panic("todo") }
+// directories that it made, outermost first and as [Host.Dir] has them; they are what Remove is given later. With the
+// systemd driver it makes nothing.
+func (h Host) EnsurePod(parent string) (made []string, err error) {
+	dir, err := h.parentDir(parent)
+	if err != nil || h.Systemd {
+		return nil, err
+	}
+	var levels []string
+	for level := dir; level != "/"; level = filepath.Dir(level) {
+		levels = append(levels, level)
+	}
+	slices.Reverse(levels)
+	for _, level := range levels {
+		isNew, err := h.makeLevel(level)
+		if isNew {
+			made = append(made, level)
+		}
+		if err != nil {
+			return made, fmt.Errorf("cgroup %s: %w", dir, err)
+		}
+	}
+	return made, nil
+}
+
+func (h Host) makeLevel(dir string) (isNew bool, err error) {
+	for _, hierarchy := range h.hierarchies {
+		path := h.path(hierarchy, dir)
+		err := os.Mkdir(path, 0o755)
+		if errors.Is(err, os.ErrExist) {
+			continue
+		}
+		if err != nil {
+			return isNew, err
+		}
+		isNew = true
+		if hierarchy == "cpuset" {
+			if err := inheritCpuset(path); err != nil {
+				return isNew, err
+			}
+		}
+	}
+	return isNew, nil
+}
+
+// inheritCpuset gives a new cgroup of v1 its parent's processors and memory nodes: with none, no process can join
+// (cpuset(7)).
+func inheritCpuset(path string) error {
+	for _, name := range []string{"cpuset.cpus", "cpuset.mems"} {
+		value, err := os.ReadFile(filepath.Join(filepath.Dir(path), name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(path, name), value, 0); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // Remove removes empty cgroups, innermost first, and succeeds for those that are gone or in use by others.
-func (h Host) Remove(made []string) error { panic("todo") }
-
-// Stats are counters of one cgroup. A nil pointer means that the kernel or controller does not offer it.
-type Stats struct {
-	Time      time.Time
-	CPU       *CPU
-	Memory    *Memory
-	Swap      *Swap
-	PIDs      *PIDs
-	IO        *IO
-	Processes uint64
-}
-type CPU struct {
-	UsageNanos uint64
-	PSI        *PSI
-}
-type Memory struct {
-	UsageBytes, WorkingSetBytes, AvailableBytes, RSSBytes, PageFaults, MajorPageFaults, LimitBytes uint64
-	PSI                                                                                            *PSI
-}
-type Swap struct{ UsageBytes, AvailableBytes uint64 }
-type PIDs struct{ Current, Limit uint64 }
-type IO struct{ PSI *PSI }
-type PSI struct{ Some, Full PSILine }
-type PSILine struct {
-	TotalMicros          uint64
-	Avg10, Avg60, Avg300 float64
+func (h Host) Remove(made []string) error {
+	var all []error
+	for _, dir := range slices.Backward(made) {
+		for _, hierarchy := range h.hierarchies {
+			err := unix.Rmdir(h.path(hierarchy, dir))
+			switch {
+			case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+			default:
+				all = append(all, fmt.Errorf("cgroup %s: %w", dir, os.NewSyscallError("rmdir", err)))
+			}
+		}
+	}
+	return errors.Join(all...)
 }
 
-// Read reads the cgroup at dir (see Dir). os.ErrNotExist if it is gone. It is on the hot path of ListContainerStats:
-// few opens, no allocation per line.
-func (h Host) Read(dir string) (*Stats, error) { panic("todo") }
+func (h Host) path(hierarchy, dir string) string { return filepath.Join(h.root, hierarchy, dir) }

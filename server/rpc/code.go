@@ -11,6 +11,8 @@ import (
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/oci/cgroup"
+	"github.com/orlop/orlop/oci/ns"
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/label"
 	"github.com/orlop/orlop/server/podfiles"
@@ -28,6 +30,8 @@ var codeOf = []struct {
 }{
 	{store.ErrInvalid, codes.InvalidArgument},
 	{spec.ErrInvalid, codes.InvalidArgument},
+	{cgroup.ErrInvalid, codes.InvalidArgument},
+	{ns.ErrInvalid, codes.InvalidArgument},
 	{user.ErrInvalid, codes.InvalidArgument},
 	{volume.ErrInvalid, codes.InvalidArgument},
 	{podfiles.ErrInvalid, codes.InvalidArgument},

@@ -1,0 +1,254 @@
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/orlop/orlop/test/kernel"
+)
+
+func TestPaths(t *testing.T) {
+	for _, tt := range []struct {
+		systemd           bool
+		parent, path, dir string // of container "c1"; "" for an error
+	}{
+		{false, "/kubepods/podx", "/kubepods/podx/orlop-c1", "/kubepods/podx/orlop-c1"},
+		{false, "/a//b/", "/a/b/orlop-c1", "/a/b/orlop-c1"},
+		{false, "", "", ""},
+		{false, "/", "", ""},
+		{false, "relative", "", ""},
+		{false, "/a/../..", "", ""},
+		{false, "/a\nb", "", ""},
+		{false, "/a/pod.slice", "", ""},
+		{true, "kubepods-pod1.slice", "kubepods-pod1.slice:orlop:c1", "/kubepods.slice/kubepods-pod1.slice/orlop-c1.scope"},
+		{true, "/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice:orlop:c1", "/kubepods.slice/kubepods-pod1.slice/orlop-c1.scope"},
+		{true, "-.slice", "-.slice:orlop:c1", "/orlop-c1.scope"},
+		{true, "kubepods--pod1.slice", "", ""},
+		{true, "-pod1.slice", "", ""},
+		{true, "/kubepods/podx", "", ""},
+		{true, ".slice", "", ""},
+	} {
+		h := Host{Systemd: tt.systemd}
+		path, err := h.ContainerPath(tt.parent, "c1")
+		if path != tt.path || errors.Is(err, ErrInvalid) != (tt.path == "") {
+			t.Errorf("ContainerPath(%q) = %q, %v; want %q", tt.parent, path, err, tt.path)
+		}
+		if tt.path == "" {
+			continue
+		}
+		if dir, err := h.Dir(path); dir != tt.dir || err != nil {
+			t.Errorf("Dir(%q) = %q, %v; want %q", path, dir, err, tt.dir)
+		}
+	}
+	for _, bad := range []string{"a.slice:orlop", "a.slice::x", "a.slice:orlop:", "a.slice:orlop:../x", "a:b:c"} {
+		if dir, err := (Host{Systemd: true}).Dir(bad); !errors.Is(err, ErrInvalid) {
+			t.Errorf("Dir(%q) = %q, %v", bad, dir, err)
+		}
+	}
+}
+
+// FuzzDir finds no path that leaves the hierarchy.
+func FuzzDir(f *testing.F) {
+	f.Add("/a/b", false)
+	f.Add("a-b.slice:orlop:c", true)
+	f.Fuzz(func(t *testing.T, path string, systemd bool) {
+		dir, err := Host{Systemd: systemd}.Dir(path)
+		if err == nil && (!strings.HasPrefix(dir, "/") || dir != filepath.Clean(dir)) {
+			t.Errorf("%q is at %q", path, dir)
+		}
+	})
+}
+
+// files makes a cgroup file system of plain files.
+func files(t *testing.T, content map[string]string) string {
+	t.Helper()
+	root := t.TempDir()
+	for name, text := range content {
+		path := filepath.Join(root, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func TestReadV2(t *testing.T) {
+	root := files(t, map[string]string{
+		"cgroup.controllers":    "cpuset cpu io memory pids\n",
+		"a/cpu.stat":            "usage_usec 1500\nuser_usec 1000\n",
+		"a/cpu.pressure":        "some avg10=1.50 avg60=0.25 avg300=0.00 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n",
+		"a/memory.current":      "1000\n",
+		"a/memory.max":          "5000\n",
+		"a/memory.stat":         "anon 300\nfile 700\ninactive_file 400\npgfault 12\npgmajfault 3\n",
+		"a/memory.swap.current": "10\n",
+		"a/memory.swap.max":     "max\n",
+		"a/pids.current":        "4\n",
+		"a/pids.max":            "max\n",
+	})
+	h, err := detect(root, true, false)
+	if err != nil || !h.Controllers["memory"] || !h.Controllers["devices"] || h.Controllers["hugetlb"] {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	got, err := h.Read("/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Stats{
+		Time: got.Time,
+		CPU: &CPU{UsageNanos: 1500000, PSI: &PSI{
+			Some: PSILine{TotalMicros: 1234, Avg10: 1.5, Avg60: 0.25}, Full: PSILine{TotalMicros: 7},
+		}},
+		Memory: &Memory{
+			UsageBytes: 1000, WorkingSetBytes: 600, AvailableBytes: 4400, RSSBytes: 300, PageFaults: 12, MajorPageFaults: 3, LimitBytes: 5000,
+		},
+		Swap: &Swap{UsageBytes: 10}, PIDs: &PIDs{Current: 4}, Processes: 4,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := h.Read("/gone"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("gone: %v", err)
+	}
+}
+
+func TestReadV1(t *testing.T) {
+	root := files(t, map[string]string{
+		"cpu,cpuacct/cgroup.procs": "", "memory/cgroup.procs": "", "pids/cgroup.procs": "", "systemd/cgroup.procs": "",
+		"cpu,cpuacct/a/cpuacct.usage":          "123456\n",
+		"memory/a/memory.usage_in_bytes":       "1000\n",
+		"memory/a/memory.limit_in_bytes":       "9223372036854771712\n",
+		"memory/a/memory.stat":                 "rss 1\ntotal_rss 300\ntotal_inactive_file 2000\ntotal_pgfault 12\ntotal_pgmajfault 3\n",
+		"memory/a/memory.memsw.usage_in_bytes": "1100\n",
+		"pids/a/pids.current":                  "2\n",
+		"pids/a/pids.max":                      "50\n",
+	})
+	if err := errors.Join(os.Symlink("cpu,cpuacct", root+"/cpu"), os.Symlink("cpu,cpuacct", root+"/cpuacct")); err != nil {
+		t.Fatal(err)
+	}
+	h, err := detect(root, false, false)
+	slices.Sort(h.hierarchies)
+	if err != nil || !slices.Equal(h.hierarchies, []string{"cpu,cpuacct", "memory", "pids", "systemd"}) || h.Controllers["systemd"] || !h.Controllers["cpuacct"] {
+		t.Fatalf("%+v, %v", h, err)
+	}
+	got, err := h.Read("/a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &Stats{
+		Time: got.Time, CPU: &CPU{UsageNanos: 123456},
+		Memory: &Memory{UsageBytes: 1000, RSSBytes: 300, PageFaults: 12, MajorPageFaults: 3},
+		Swap:   &Swap{UsageBytes: 100}, PIDs: &PIDs{2, 50}, Processes: 2,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if _, err := h.Read("/gone"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("gone: %v", err)
+	}
+}
+
+// live is a cgroup of the kernel that vanishes with the test.
+func live(t testing.TB) (Host, string) {
+	t.Helper()
+	kernel.Require(t, kernel.Root)
+	h, err := Detect(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := fmt.Sprintf("/orlop-test-%d/pod", os.Getpid())
+	made, err := h.EnsurePod(parent)
+	if err != nil || len(made) != 2 {
+		t.Fatalf("%v, %v", made, err)
+	}
+	t.Cleanup(func() {
+		if err := h.Remove(made); err != nil {
+			t.Error(err)
+		}
+		if left, _ := filepath.Glob("/sys/fs/cgroup/*" + filepath.Dir(parent)); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+	})
+	return h, parent
+}
+
+func TestEnsurePod(t *testing.T) {
+	h, parent := live(t)
+	if made, err := h.EnsurePod(parent); err != nil || len(made) != 0 {
+		t.Errorf("a repeat made %v, %v", made, err)
+	}
+	if _, err := h.Read(parent); err != nil {
+		t.Error(err)
+	}
+	if err := h.Remove([]string{"/no/such/cgroup"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestKill(t *testing.T) {
+	h, parent := live(t)
+	child := filepath.Join(parent, "orlop-c1")
+	if _, err := h.EnsurePod(child); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/bin/sh", "-c", "sleep 100 & sleep 100")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	join := func(pid int) {
+		for _, hierarchy := range h.hierarchies {
+			if err := os.WriteFile(filepath.Join(h.path(hierarchy, child), "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	join(cmd.Process.Pid)
+	if ids, err := h.Containers(parent); err != nil || !slices.Equal(ids, []string{"c1"}) {
+		t.Errorf("%v, %v", ids, err)
+	}
+	if err := h.Remove([]string{child}); err != nil { // in use: left alone
+		t.Error(err)
+	}
+	if pids, err := h.Processes(parent); err != nil || !slices.Contains(pids, cmd.Process.Pid) {
+		t.Errorf("%v, %v", pids, err)
+	}
+	if err := h.Kill(parent); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
+		t.Errorf("%v", cmd.ProcessState)
+	}
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if pids, err := h.Processes(parent); err != nil || len(pids) == 0 {
+			break
+		}
+	}
+	if err := h.Remove([]string{child}); err != nil {
+		t.Error(err)
+	}
+	if err := h.Kill("/no/such/cgroup"); err != nil {
+		t.Error(err)
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	h, parent := live(b)
+	for b.Loop() {
+		if _, err := h.Read(parent); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
