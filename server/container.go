@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/server/store"
@@ -15,10 +16,11 @@ import (
 // container is a container in memory: its record, and what is under way with it.
 type container struct {
 	progress
-	id   store.ContainerID
-	name string // from its metadata and its pod's, unique among containers that are not on their way out
-	pod  *pod   // nil if the pod's record was lost; then the container is on its way out
-	dir  string // below Root
+	id    store.ContainerID
+	name  string         // from its metadata and its pod's, unique among containers that are not on their way out
+	pod   *pod           // nil if the pod's record was lost; then the container is on its way out
+	dir   string         // below Root
+	image *cri.ImageSpec // of the config, with the name that people know
 
 	made     *flight // its create
 	cancel   context.CancelFunc
@@ -45,6 +47,8 @@ func (s *Server) newContainer(rec *store.Container, p *pod, made *flight) *conta
 		exited: make(chan struct{}),
 	}
 	c.timings = maps.Clone(rec.Timings) // readers have the record
+	c.image = proto.CloneOf(rec.Config.GetImage())
+	c.image.Image = rec.ImageName
 	c.publish(rec)
 	return c
 }
@@ -76,7 +80,7 @@ func (c *container) publish(rec *store.Container) {
 		Id:           string(rec.ID),
 		PodSandboxId: string(rec.Pod),
 		Metadata:     rec.Config.GetMetadata(),
-		Image:        rec.Config.GetImage(),
+		Image:        c.image,
 		ImageRef:     rec.ImageRef,
 		ImageId:      rec.ImageID,
 		State:        criContainerState(rec.State),

@@ -52,6 +52,7 @@ func (s *Server) parseContainer(req *cri.CreateContainerRequest) (*store.Contain
 	if plan.image, err = s.findImage(config.GetImage()); err != nil {
 		return nil, plan, err
 	}
+	rec.ImageName = imageName(config.GetImage(), plan.image)
 	rec.ImageID, rec.ImageRef = plan.image.ID, plan.image.ID
 	if len(plan.image.RepoDigests) > 0 {
 		rec.ImageRef = plan.image.RepoDigests[0]
@@ -89,4 +90,20 @@ func (s *Server) findImage(spec *cri.ImageSpec) (*image.Image, error) {
 		return nil, fmt.Errorf("image %q: %w", name, err)
 	}
 	return img, nil
+}
+
+// imageName is for people: the kubelet names the image of a container by its ID, which says nothing to them.
+func imageName(asked *cri.ImageSpec, img *image.Image) string {
+	name := strings.TrimPrefix(asked.GetImage(), "sha256:")
+	switch {
+	case asked.GetUserSpecifiedImage() != "":
+		return asked.GetUserSpecifiedImage()
+	case name == "" || !strings.HasPrefix(img.ID, name):
+		return asked.GetImage()
+	case len(img.RepoTags) > 0:
+		return img.RepoTags[0]
+	case len(img.RepoDigests) > 0:
+		return img.RepoDigests[0]
+	}
+	return asked.GetImage()
 }

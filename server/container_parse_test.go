@@ -79,3 +79,23 @@ func TestATargetContainersNamespaceIsJoined(t *testing.T) {
 		t.Errorf("joins %v, %v; want %s", paths, err, want)
 	}
 }
+
+func TestImageName(t *testing.T) {
+	tagged := &image.Image{ID: "abcdef", RepoTags: []string{"r.test/a:1"}, RepoDigests: []string{"r.test/a@sha256:9"}}
+	bare := &image.Image{ID: "abcdef", RepoDigests: []string{"r.test/a@sha256:9"}}
+	for _, tt := range []struct {
+		asked *cri.ImageSpec
+		image *image.Image
+		want  string
+	}{
+		{&cri.ImageSpec{Image: "a:1"}, tagged, "a:1"},
+		{&cri.ImageSpec{Image: "abcdef"}, tagged, "r.test/a:1"},
+		{&cri.ImageSpec{Image: "sha256:abcdef"}, bare, "r.test/a@sha256:9"},
+		{&cri.ImageSpec{Image: "abcdef", UserSpecifiedImage: "a"}, tagged, "a"},
+		{&cri.ImageSpec{Image: "abcdef"}, &image.Image{ID: "abcdef"}, "abcdef"},
+	} {
+		if got := imageName(tt.asked, tt.image); got != tt.want {
+			t.Errorf("%v: %q, want %q", tt.asked, got, tt.want)
+		}
+	}
+}

@@ -33,7 +33,7 @@ func (c *container) status() *cri.ContainerStatus {
 	status := &cri.ContainerStatus{
 		Id: string(rec.ID), Metadata: rec.Config.GetMetadata(), State: criContainerState(rec.State),
 		CreatedAt: rec.CreatedAt.UnixNano(), StartedAt: nanos(rec.StartedAt),
-		Image: rec.Config.GetImage(), ImageRef: rec.ImageRef, ImageId: rec.ImageID,
+		Image: c.image, ImageRef: rec.ImageRef, ImageId: rec.ImageID,
 		Labels: rec.Config.GetLabels(), Annotations: rec.Config.GetAnnotations(),
 		Mounts: mountsOf(rec), LogPath: rec.LogPath, User: criUser(rec.User),
 		Resources:  &cri.ContainerResources{Linux: resourcesOf(rec)},

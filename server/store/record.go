@@ -52,6 +52,8 @@ type Container struct {
 	Config    *cri.ContainerConfig `json:"-"`
 	CreatedAt time.Time            `json:"createdAt"`
 	StartedAt time.Time            `json:"startedAt,omitzero"`
+	// ImageName is what people call the image: as the user wrote it, or one of its tags.
+	ImageName string `json:"imageName"`
 	// ImageID is the ID of the image that the root filesystem was made from; ImageRef a digest reference to it, or
 	// the ID.
 	ImageID  string `json:"imageID"`
