@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -159,17 +160,32 @@ func (fakeCgroups) ContainerPath(parent, id string) (string, error) {
 	return parent + "/orlop-" + id, nil
 }
 func (fakeCgroups) Dir(path string) (string, error) { return path, nil }
-func (f fakeCgroups) EnsurePod(parent string) ([]string, error) {
-	return []string{parent}, f.make(context.Background(), "cgroup.make", "cgroup"+parent)
+func (f fakeCgroups) EnsurePod(parent string) (made []string, err error) {
+	err = f.do(context.Background(), "cgroup.make", func() {
+		for _, level := range []string{filepath.Dir(parent), parent} {
+			if level != "/" && !f.things["cgroup"+level] {
+				f.things["cgroup"+level] = true
+				made = append(made, level)
+			}
+		}
+	})
+	return made, err
 }
+
+// Remove leaves what has something in it, as the kernel does.
 func (f fakeCgroups) Remove(made []string) error {
 	return f.do(context.Background(), "cgroup.remove", func() {
-		for _, m := range made {
-			delete(f.things, "cgroup"+m)
+		for _, dir := range slices.Backward(made) {
+			inUse := false
+			for thing := range f.things {
+				inUse = inUse || strings.HasPrefix(thing, "cgroup"+dir+"/")
+			}
+			if !inUse {
+				delete(f.things, "cgroup"+dir)
+			}
 		}
 	})
 }
-
 func (f fakeCgroups) Read(dir string) (*cgroup.Stats, error) {
 	return &cgroup.Stats{Time: time.Now(), CPU: &cgroup.CPU{UsageNanos: 5}, Processes: 2}, nil
 }

@@ -247,3 +247,17 @@ func TestAPanicInAStepEndsThatRequestAlone(t *testing.T) {
 type panics struct{ Network }
 
 func (panics) Add(context.Context, cni.Pod) (cni.Result, error) { panic("boom") }
+
+func TestASharedCgroupGoesWithTheLastPodInIt(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	first := w.runPod(s, "first")
+	second := w.runPod(s, "second")
+	w.removePod(s, first)
+	w.stop(s)
+	s = w.server()
+	third := w.runPod(s, "third")
+	w.removePod(s, second)
+	w.removePod(s, third)
+	w.wantNothingLeft()
+}

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/oci/ns"
@@ -55,27 +56,52 @@ func (s *Server) forgetPod(_ context.Context, p *pod) error {
 	return nil
 }
 
+// makePodCgroup remembers what was made for the pod. What was made for another pod and holds this one's cgroup, too,
+// is remembered for both: whichever is removed last removes it.
 func (s *Server) makePodCgroup(_ context.Context, p *pod) error {
-	made, err := s.Cgroups.EnsurePod(p.rec.Load().CgroupParent)
+	parent := p.rec.Load().CgroupParent
+	s.cgroupMu.Lock()
+	defer s.cgroupMu.Unlock()
+	made, err := s.Cgroups.EnsurePod(parent)
+	if dir, err := s.Cgroups.Dir(parent); err == nil {
+		made = append(made, s.sharedCgroups(dir)...)
+	}
+	slices.Sort(made) // outermost first
+	made = slices.Compact(made)
 	p.note(func(rec *store.Pod) { rec.CgroupsMade = made }) // also those that were made before it failed
 	return err
 }
 
-// removePodCgroup leaves alone what is in use. After a crash amid the create nobody knows what was made: then only a
-// cgroup whose name is ours is removed, because one that the client named may be the client's own.
+// sharedCgroups are those above or at dir that were made for other pods.
+func (s *Server) sharedCgroups(dir string) (shared []string) {
+	for _, other := range s.pods.all() {
+		for _, made := range other.rec.Load().CgroupsMade {
+			if dir == made || strings.HasPrefix(dir, made+"/") {
+				shared = append(shared, made)
+			}
+		}
+	}
+	return shared
+}
+
+// removePodCgroup leaves alone what is in use.
 func (s *Server) removePodCgroup(_ context.Context, p *pod) error {
 	rec := p.rec.Load()
-	if rec.CgroupsMade != nil {
-		return s.Cgroups.Remove(rec.CgroupsMade)
+	made := rec.CgroupsMade
+	// After a crash amid the create nobody knows what was made. Then only what is named by us is removed: a cgroup
+	// that the client named may be the client's own.
+	if made == nil && rec.Config.GetLinux().GetCgroupParent() == "" {
+		for _, path := range []string{s.cfg.CgroupParent, rec.CgroupParent} {
+			dir, err := s.Cgroups.Dir(path)
+			if err != nil {
+				return err
+			}
+			made = append(made, dir)
+		}
 	}
-	if rec.Config.GetLinux().GetCgroupParent() != "" {
-		return nil
-	}
-	dir, err := s.Cgroups.Dir(rec.CgroupParent)
-	if err != nil {
-		return err
-	}
-	return s.Cgroups.Remove([]string{dir})
+	s.cgroupMu.Lock()
+	defer s.cgroupMu.Unlock()
+	return s.Cgroups.Remove(made)
 }
 
 func (s *Server) makePodDir(_ context.Context, p *pod) error {

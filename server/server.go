@@ -164,6 +164,10 @@ type Server struct {
 	initOnce sync.Once
 	initErr  error
 
+	// cgroupMu is held while cgroups of pods are made or removed: a parent that is empty for the one pod may be what
+	// another is about to use.
+	cgroupMu sync.Mutex
+
 	ctx    context.Context // the daemon's and not a request's: work that callers wait for runs on it
 	cancel context.CancelFunc
 	mu     sync.Mutex
