@@ -8,6 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
 
 	"github.com/containers/image/v5/docker"
 	"github.com/docker/distribution/registry/api/errcode"
@@ -60,6 +63,29 @@ func sentinelOf(err error) error {
 		return sentinelOfStatus(coded.ErrorCode().Descriptor().HTTPStatusCode)
 	case errors.As(err, &request), errors.As(err, &network), errors.Is(err, io.ErrUnexpectedEOF):
 		return ErrUnavailable
+	}
+	return sentinelOfText(err.Error())
+}
+
+// Errors that containers/image has no exported type for. This is the only place that reads texts of others.
+var (
+	statusText = regexp.MustCompile(`StatusCode: (\d{3})`) // an answer whose body is not the JSON of the API
+	sizeText   = "exceeded maximum allowed size"           // of a manifest or a token
+	digestText = "does not match provided manifest digest" // the registry sent another manifest
+)
+
+func sentinelOfText(text string) error {
+	switch {
+	case strings.Contains(text, sizeText):
+		return ErrTooLarge
+	case strings.Contains(text, digestText):
+		return ErrInvalidImage
+	}
+	if m := statusText.FindStringSubmatch(text); m != nil {
+		code, err := strconv.Atoi(m[1])
+		if err == nil {
+			return sentinelOfStatus(code)
+		}
 	}
 	return nil
 }

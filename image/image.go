@@ -64,7 +64,7 @@ type Image struct {
 	ID string
 	// RepoTags are names with tags, RepoDigests names with digests; both fully qualified.
 	RepoTags, RepoDigests []string
-	// SizeBytes is the unpacked size of all layers and the metadata.
+	// SizeBytes is the unpacked size of all layers and the config.
 	SizeBytes uint64
 	// Config is what the image says of how to run it.
 	Config imgspec.ImageConfig

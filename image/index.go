@@ -134,7 +134,7 @@ func (s *Service) fromRecord(r storage.ImageRecord) (*Image, error) {
 	}
 	img := &Image{
 		ID:             r.ID,
-		SizeBytes:      r.Bytes + uint64(len(r.Config)+len(r.Manifest)),
+		SizeBytes:      r.Bytes + uint64(len(r.Config)),
 		Config:         config.Config,
 		Pinned:         pinned(s.pins, r.Names),
 		Architecture:   config.Architecture,

@@ -104,9 +104,12 @@ func (s *Store) addLayer(id, parent string, staged *StagedLayer) error {
 			DiffOptions: &graphdriver.ApplyDiffWithDifferOpts{},
 		})
 	}
+	// Also after a success: the driver moves the files away and leaves the directory that they were in.
+	if cleanErr := s.store.CleanupStagedLayer(output); cleanErr != nil && err == nil {
+		s.log.Warn("staging directory stays until the next start", "layer", id, "err", cleanErr)
+	}
 	if err != nil {
-		err = fmt.Errorf("layer %s: %w", id, err)
-		return errors.Join(err, s.store.CleanupStagedLayer(output))
+		return fmt.Errorf("layer %s: %w", id, err)
 	}
 	s.layersMu.Lock()
 	s.layers[id] = factsOf(output.Metadata, output.Size)
