@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -13,7 +14,9 @@ type group[V any] struct {
 	drop func(V) // gives a result back; may be nil
 
 	mu      sync.Mutex
+	closed  bool
 	flights map[string]*flight[V]
+	running sync.WaitGroup
 }
 
 // flight is one piece of work.
@@ -42,15 +45,34 @@ func (g *group[V]) join(key string, run func(ctx context.Context) (V, error)) (f
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	f = &flight[V]{group: g, key: key, cancel: cancel, done: make(chan struct{}), refs: 1}
+	if g.closed {
+		f.err = errClosed
+		cancel()
+		close(f.done)
+		return f, true
+	}
 	g.flights[key] = f
-	go func() {
+	g.running.Go(func() {
 		defer close(f.done)
 		f.value, f.err = safely(ctx, run)
 		if f.err != nil {
 			g.forget(f) // the next one to come begins anew
 		}
-	}()
+	})
 	return f, true
+}
+
+var errClosed = errors.New("the image service is closed")
+
+// close cancels all work, waits until it has ended, and lets none begin.
+func (g *group[V]) close() {
+	g.mu.Lock()
+	g.closed = true
+	for _, f := range g.flights {
+		f.cancel()
+	}
+	g.mu.Unlock()
+	g.running.Wait()
 }
 
 // safely makes an error of a panic: hostile input may find one in a parser, and must not end the daemon.

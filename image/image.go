@@ -146,3 +146,9 @@ func Open(cfg Config, st *storage.Store) (*Service, error) {
 	s.index.Store(newIndex(images))
 	return s, nil
 }
+
+// Close cancels all pulls and waits until they have ended. It comes before the store's Close.
+func (s *Service) Close() {
+	s.pulls.close()
+	s.layers.close() // pulls leave their layers themselves; loads may still have some
+}

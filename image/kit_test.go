@@ -24,25 +24,14 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/orlop/orlop/storage"
+	"github.com/orlop/orlop/storage/storagetest"
 )
 
 func TestMain(m *testing.M) {
-	if storage.Init() {
+	if storage.Init() { // the library runs the test binary again, see there
 		return
 	}
-	os.Exit(m.Run())
-}
-
-// needRoot skips a test that mounts, and fails it instead where CI promises root.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal("needs root, and REQUIRE_KERNEL=1")
-	}
-	t.Skip("needs root: overlay mounts")
+	os.Exit(storagetest.Main(m))
 }
 
 // rig is a registry over TLS and a service with a store of its own that trusts it.
@@ -61,8 +50,8 @@ type rig struct {
 
 func newRig(t testing.TB, change ...func(*Config)) *rig {
 	t.Helper()
-	needRoot(t)
-	r := &rig{t: t}
+	root, run := storagetest.Dirs(t)
+	r := &rig{t: t, storeAt: storage.Config{Root: root, RunRoot: run}}
 	backend := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
 	r.server = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if strings.Contains(req.URL.Path, "/blobs/") && req.Method == http.MethodGet {
@@ -86,12 +75,6 @@ func newRig(t testing.TB, change ...func(*Config)) *rig {
 	for _, c := range change {
 		c(&r.cfg)
 	}
-	run, err := os.MkdirTemp("/dev/shm", "orlop-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(run) })
-	r.storeAt = storage.Config{Root: filepath.Join(dir, "root"), RunRoot: run}
 	r.open()
 	t.Cleanup(r.close)
 	return r
@@ -110,6 +93,7 @@ func (r *rig) open() {
 
 func (r *rig) close() {
 	r.t.Helper()
+	r.service.Close()
 	if err := r.store.Close(); err != nil {
 		r.t.Errorf("close: %v", err)
 	}

@@ -86,11 +86,18 @@ func (s *Store) readConfig(id string) ([]byte, error) {
 	return config, nil
 }
 
-// DeleteImage removes an image and the layers that nothing else needs. Root filesystems made from it must be gone.
-// It succeeds if there is no such image.
+// DeleteImage removes an image and the layers that nothing else needs. It is ErrInUse as long as there are root
+// filesystems made from it, or holders that have it mounted. It succeeds if there is no such image.
 func (s *Store) DeleteImage(id string) error {
 	s.commitMu.Lock()
 	defer s.commitMu.Unlock()
+	s.mountsMu.Lock() // no new holder comes meanwhile
+	defer s.mountsMu.Unlock()
+	for _, m := range s.holders {
+		if m.ImageID == id {
+			return fmt.Errorf("image %s: mounted for %s: %w", id, m.Holder, ErrInUse)
+		}
+	}
 	return s.deleteImageLocked(id)
 }
 

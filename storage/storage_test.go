@@ -17,36 +17,21 @@ import (
 	"github.com/opencontainers/go-digest"
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/storage/storagetest"
 )
 
 func TestMain(m *testing.M) {
-	if Init() {
+	if Init() { // the library runs the test binary again, see there
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(storagetest.Main(m))
 }
 
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal("needs root, and REQUIRE_KERNEL=1")
-	}
-	t.Skip("needs root: overlay mounts")
-}
-
-// testConfig puts the store on disk and its run directory on a tmpfs, as on a real node.
 func testConfig(t testing.TB) Config {
 	t.Helper()
-	needRoot(t)
-	run, err := os.MkdirTemp("/dev/shm", "orlop-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(run) })
-	return Config{Root: filepath.Join(t.TempDir(), "root"), RunRoot: run}
+	root, run := storagetest.Dirs(t)
+	return Config{Root: root, RunRoot: run}
 }
 
 func openStore(t testing.TB, cfg Config) *Store {
@@ -283,6 +268,9 @@ func TestImageMounts(t *testing.T) {
 		if again, err := s.MountImage(t.Context(), img, holder); err != nil || again != path {
 			t.Errorf("%s: %q, %v; want %q", holder, again, err, path)
 		}
+	}
+	if err := s.DeleteImage(one); !errors.Is(err, ErrInUse) {
+		t.Errorf("delete of a mounted image: %v, want ErrInUse", err)
 	}
 	if err := os.WriteFile(path+"/g", nil, 0o600); !errors.Is(err, unix.EROFS) {
 		t.Errorf("write: %v, want EROFS", err)

@@ -15,19 +15,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/storage/storagetest"
+	"github.com/orlop/orlop/test/kernel"
 )
 
-// needRoot skips a test that makes nodes and changes owners, and fails it instead where CI promises root.
-func needRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("REQUIRE_KERNEL") == "1" {
-		t.Fatal("needs root, and REQUIRE_KERNEL=1")
-	}
-	t.Skip("needs root: chown, mknod, trusted attributes")
-}
+func TestMain(m *testing.M) { os.Exit(storagetest.Main(m)) }
 
 // item is one entry of a test archive: a header and its content.
 type item struct {
@@ -160,7 +153,7 @@ func (s sandbox) tree(t testing.TB) map[string]string {
 // TestHostile unpacks archives that try to get out. Whether one is refused or confined is in the table; that nothing
 // outside changes holds for all.
 func TestHostile(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	for name, tt := range map[string]struct {
 		items []item
 		want  map[string]string // nil: refused
@@ -222,7 +215,7 @@ func TestHostile(t *testing.T) {
 }
 
 func TestWhiteouts(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	for name, tt := range map[string]struct {
 		items []item
 		want  map[string]string
@@ -250,7 +243,7 @@ func TestWhiteouts(t *testing.T) {
 
 // TestMetadata checks what a layer says of its files: each thing that an earlier call could take away again.
 func TestMetadata(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	s := newSandbox(t)
 	when := time.Date(2001, 2, 3, 4, 5, 6, 789, time.UTC)
 	capability := "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
@@ -310,7 +303,7 @@ func TestMetadata(t *testing.T) {
 
 // TestSparse reads an old GNU sparse file made by hand: 1 MiB of which the last 512 bytes are data.
 func TestSparse(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	s := newSandbox(t)
 	const logical = 1 << 20
 	if _, err := Unpack(t.Context(), s.root, bytes.NewReader(gnuSparse(logical)), Options{}); err != nil {
@@ -359,7 +352,7 @@ func gnuSparse(logical int64) []byte {
 }
 
 func TestLimits(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	big := file("big", strings.Repeat("x", 1<<20))
 	for name, o := range map[string]Options{
 		"budget":     {Budget: NewBudget(1 << 20)}, // the header counts too
@@ -379,7 +372,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestBroken(t *testing.T) {
-	needRoot(t)
+	kernel.Require(t, kernel.Root)
 	whole := archive(t, file("a", strings.Repeat("x", 2000))).Bytes()
 	for name, data := range map[string][]byte{
 		"cut in content": whole[:1000],
@@ -394,7 +387,7 @@ func TestBroken(t *testing.T) {
 
 // FuzzUnpack makes archives of arbitrary entries and of arbitrary bytes: whatever they say, nothing outside changes.
 func FuzzUnpack(f *testing.F) {
-	needRoot(f)
+	kernel.Require(f, kernel.Root)
 	f.Add(byte('0'), "../secret", "", byte('2'), "l", "/dir", []byte("x"))
 	f.Add(byte('2'), "l", "..", byte('0'), "l/secret", "", []byte("x"))
 	f.Add(byte('2'), "l", "../dir", byte('1'), "l/x", "l/inner", []byte(nil))
