@@ -23,7 +23,9 @@ func (d *Daemon) config() string {
 		"image": fmt.Sprintf("registries_conf = %q\nregistries_conf_dir = %q\npolicy = %q\ncerts_dir = %q\nmin_free_bytes = 1000000\n",
 			filepath.Join(d.Dir, "registries.conf"), d.RegistriesDir, d.Policy, d.CertsDir),
 	}
-	maps.Copy(tables, d.Settings)
+	for name, lines := range d.Settings {
+		tables[name] += lines
+	}
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(tables)) { // "" is first, as TOML wants it
 		if name != "" {

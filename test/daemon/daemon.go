@@ -30,7 +30,7 @@ type Options struct {
 	// Subnet is the third number of the pods' IPv4 addresses, 10.203.Subnet.0/24, and names the bridge: two daemons in
 	// one network namespace need two.
 	Subnet int
-	// Settings are lines of configuration by table ("image": `max_unpacked_bytes = 1`); they replace the kit's own.
+	// Settings are more lines of configuration by table ("image": "max_unpacked_bytes = 1\n").
 	Settings map[string]string
 }
 

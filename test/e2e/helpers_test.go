@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -121,3 +123,7 @@ func podSecurity(change func(*cri.LinuxSandboxSecurityContext)) criclient.PodMod
 func sharedPID(p *cri.PodSandboxConfig) {
 	p.Linux.SecurityContext.NamespaceOptions.Pid = cri.NamespaceMode_POD
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+func ownerOf(st os.FileInfo) uint32 { return st.Sys().(*syscall.Stat_t).Uid }

@@ -105,6 +105,12 @@ func setUp(dir, foreign string) (err error) {
 	if err := open.WriteCA(certs); err != nil {
 		return err
 	}
+	if foreign != "" { // containerd takes loopback for plain HTTP unless it is told
+		hosts := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\n  ca = \"ca.crt\"\n", "https://"+open.Host)
+		if err := os.WriteFile(filepath.Join(certs, open.Host, "hosts.toml"), []byte(hosts), 0o644); err != nil {
+			return err
+		}
+	}
 	if image, err = images.Get(ctx, "probe"); err != nil {
 		return err
 	}

@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/test/criclient"
+	"github.com/orlop/orlop/test/kernel"
+)
+
+func TestResources(t *testing.T) {
+	t.Parallel()
+	pod := node.Pod(t, criclient.HostNetwork)
+	ctr := sleeper(t, pod, criclient.Resources(&cri.LinuxContainerResources{
+		CpuPeriod: 100_000, CpuQuota: 50_000, CpuShares: 512, MemoryLimitInBytes: 64 << 20, OomScoreAdj: 500, CpusetCpus: "0", CpusetMems: "0",
+	}))
+	files := []struct{ v1, v2, want1, want2 string }{
+		{"memory/memory.limit_in_bytes", "memory.max", "67108864", "67108864"},
+		{"cpu/cpu.cfs_quota_us", "cpu.max", "50000", "50000 100000"},
+		{"cpuset/cpuset.cpus", "cpuset.cpus", "0", "0"},
+	}
+	for _, f := range files {
+		want := f.want1
+		if kernel.Has(kernel.CgroupV2) {
+			want = f.want2
+		}
+		if got := cgroupFile(t, ctr, f.v1, f.v2); got != want {
+			t.Errorf("%s or %s: %q; want %q", f.v1, f.v2, got, want)
+		}
+	}
+	if kernel.Has(kernel.CgroupV1) {
+		if got := cgroupFile(t, ctr, "cpu/cpu.shares", ""); got != "512" {
+			t.Errorf("cpu.shares %s; want 512", got)
+		}
+	}
+	if f := parseFacts(t, ctr.Exec(t, "/probe", "facts")); f.OOMScoreAdj != 500 {
+		t.Errorf("oom_score_adj %d; want 500", f.OOMScoreAdj)
+	}
+	if own != nil {
+		if r := ctr.Status(t).Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50_000 {
+			t.Errorf("resources in the status: %v", r)
+		}
+	}
+}
+
+func TestUpdateResources(t *testing.T) {
+	t.Parallel()
+	pod := node.Pod(t, criclient.HostNetwork)
+	ctr := sleeper(t, pod, criclient.Resources(&cri.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuPeriod: 100_000, CpuQuota: 50_000}))
+	_, err := node.Runtime.UpdateContainerResources(t.Context(), &cri.UpdateContainerResourcesRequest{
+		ContainerId: ctr.ID, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 96 << 20},
+	})
+	if err != nil {
+		t.Fatalf("UpdateContainerResources: %v", err)
+	}
+	if got := cgroupFile(t, ctr, "memory/memory.limit_in_bytes", "memory.max"); got != "100663296" {
+		t.Errorf("memory limit after the update: %s; want 100663296", got)
+	}
+	if got := cgroupFile(t, ctr, "cpu/cpu.cfs_quota_us", "cpu.max"); !strings.HasPrefix(got, "50000") {
+		t.Errorf("the update of memory changed the CPU quota to %s", got)
+	}
+}
+
+// A device that the config does not give cannot be used, whatever nodes the container makes.
+func TestDevices(t *testing.T) {
+	t.Parallel()
+	pod := node.Pod(t, criclient.HostNetwork)
+	if _, err := os.Stat("/dev/loop-control"); err != nil {
+		kernel.Skip(t, "no /dev/loop-control")
+	}
+	device := func(c *cri.ContainerConfig) {
+		c.Devices = []*cri.Device{{HostPath: "/dev/loop-control", ContainerPath: "/dev/given", Permissions: "rw"}}
+	}
+	with := sleeper(t, pod, device)
+	r, err := with.TryExec(t.Context(), 0, "sh", "-c", "exec 3<>/dev/given")
+	if err != nil || r.ExitCode != 0 {
+		t.Errorf("open of a device that was given: %v, %v", r, err)
+	}
+	mknod := criclient.Security(func(s *securityContext) { s.Capabilities = &cri.Capability{AddCapabilities: []string{"MKNOD"}} })
+	without := sleeper(t, pod, mknod)
+	r, err = without.TryExec(t.Context(), 0, "sh", "-c", "mknod /tmp/loop c 10 237 && exec 3<>/tmp/loop")
+	if err != nil || r.ExitCode == 0 {
+		t.Errorf("open of a device that was not given: %v, %v; want it refused", r, err)
+	}
+	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty", "ptmx", "fd", "stdin", "shm"} {
+		if r, err := without.TryExec(t.Context(), 0, "test", "-e", "/dev/"+name); name != "tty" && (err != nil || r.ExitCode != 0) {
+			t.Errorf("/dev/%s is missing: %v", name, err)
+		}
+	}
+	if _, err := pod.TryCreate(t.Context(), pod.ContainerConfig(probe, func(c *cri.ContainerConfig) {
+		c.Devices = []*cri.Device{{HostPath: "/dev/no-such", ContainerPath: "/dev/x", Permissions: "rw"}}
+	})); err == nil {
+		t.Error("a device that is not there was accepted")
+	}
+}
+
+// The pod's cgroup is a child of the parent that the config names, and the container's a child of it.
+func TestCgroupParent(t *testing.T) {
+	t.Parallel()
+	pod := node.Pod(t, criclient.HostNetwork)
+	ctr := sleeper(t, pod)
+	raw, err := os.ReadFile("/proc/" + itoa(ctr.Pid(t)) + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := filepath.Base(pod.Config.Linux.CgroupParent)
+	if !strings.Contains(string(raw), "/"+parent+"/") || !strings.Contains(string(raw), ctr.ID) {
+		t.Errorf("cgroups of the container:\n%s\nwant them below %s and with the ID", raw, parent)
+	}
+}
+
+func TestStats(t *testing.T) {
+	t.Parallel()
+	pod := node.Pod(t)
+	ctr := pod.Container(t, probe, criclient.Run("/probe", "eat", "20"))
+	ctr.WaitLog(t, "ate")
+	ctr.Sh(t, "dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+	var stats *cri.ContainerStats
+	criclient.Eventually(t, 30*time.Second, "stats with the layer that was written", func() bool {
+		r, err := node.Runtime.ContainerStats(t.Context(), &cri.ContainerStatsRequest{ContainerId: ctr.ID})
+		if err != nil {
+			t.Fatalf("ContainerStats: %v", err)
+		}
+		stats = r.Stats
+		return stats.GetWritableLayer().GetUsedBytes().GetValue() >= 3<<20
+	})
+	if stats.Attributes.GetId() != ctr.ID || stats.Attributes.GetMetadata().GetName() != ctr.Config.Metadata.Name {
+		t.Errorf("attributes %v", stats.Attributes)
+	}
+	if used := stats.Memory.GetWorkingSetBytes().GetValue(); used < 20<<20 || used > 100<<20 {
+		t.Errorf("working set %d bytes of a program that holds 20 MiB", used)
+	}
+	if stats.Cpu.GetUsageCoreNanoSeconds().GetValue() == 0 || stats.Cpu.Timestamp == 0 {
+		t.Errorf("CPU %v", stats.Cpu)
+	}
+	if own == nil {
+		return
+	}
+	list, err := node.Runtime.ListContainerStats(t.Context(), &cri.ListContainerStatsRequest{Filter: &cri.ContainerStatsFilter{PodSandboxId: pod.ID}})
+	if err != nil || len(list.Stats) != 1 || list.Stats[0].Attributes.Id != ctr.ID {
+		t.Errorf("ListContainerStats of the pod: %v, %v", list, err)
+	}
+	ps, err := node.Runtime.PodSandboxStats(t.Context(), &cri.PodSandboxStatsRequest{PodSandboxId: pod.ID})
+	if err != nil || ps.Stats.Linux.GetMemory().GetWorkingSetBytes().GetValue() < 20<<20 ||
+		ps.Stats.Linux.GetNetwork().GetDefaultInterface().GetName() == "" || len(ps.Stats.Linux.GetContainers()) != 1 {
+		t.Errorf("PodSandboxStats: %v, %v", ps, err)
+	}
+	pods, err := node.Runtime.ListPodSandboxStats(t.Context(), &cri.ListPodSandboxStatsRequest{Filter: &cri.PodSandboxStatsFilter{Id: pod.ID}})
+	if err != nil || len(pods.Stats) != 1 {
+		t.Errorf("ListPodSandboxStats of one pod: %v, %v", pods, err)
+	}
+}
+
+func TestEvents(t *testing.T) {
+	t.Parallel()
+	ours(t)
+	events := watch(t)
+	pod := node.Pod(t, criclient.HostNetwork)
+	// The server may take the watcher in a moment after the call; events before that are not for it.
+	criclient.Eventually(t, 20*time.Second, "the first event", func() bool {
+		pod.Create(t, pod.ContainerConfig(probe))
+		return len(events) > 0
+	})
+	ctr := pod.Container(t, probe, criclient.Shell("exit 6"))
+	ctr.WaitExit(t)
+	ctr.Remove(t)
+	deadline := time.After(20 * time.Second)
+	for _, want := range []cri.ContainerEventType{
+		cri.ContainerEventType_CONTAINER_CREATED_EVENT, cri.ContainerEventType_CONTAINER_STARTED_EVENT,
+		cri.ContainerEventType_CONTAINER_STOPPED_EVENT, cri.ContainerEventType_CONTAINER_DELETED_EVENT,
+	} {
+		for got := false; !got; {
+			select {
+			case e := <-events:
+				if got = e.ContainerId == ctr.ID; !got {
+					continue // of another test, or the pod's own
+				}
+				if e.ContainerEventType != want || e.PodSandboxStatus.GetId() != pod.ID {
+					t.Errorf("event %v with the status of pod %q; want %v, %s", e.ContainerEventType, e.PodSandboxStatus.GetId(), want, pod.ID)
+				}
+			case <-deadline:
+				t.Fatalf("no event %v", want)
+			}
+		}
+	}
+}
+
+// watch receives events until the end of the test.
+func watch(t *testing.T) <-chan *cri.ContainerEventResponse {
+	stream, err := node.Runtime.GetContainerEvents(t.Context(), &cri.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := make(chan *cri.ContainerEventResponse, 10_000)
+	go func() {
+		for {
+			e, err := stream.Recv()
+			if err != nil {
+				return // the test has ended, or waits in vain and says so
+			}
+			events <- e
+		}
+	}()
+	return events
+}
