@@ -34,8 +34,9 @@ func (s *sampler) container(attributes *cri.ContainerAttributes, used *cgroup.St
 	at := used.Time.UnixNano()
 	out.Cpu, out.Memory, out.Io = s.cpu(attributes.GetId(), used), memory(used), io(used)
 	if used.Swap != nil {
-		out.Swap = &cri.SwapUsage{
-			Timestamp: at, SwapUsageBytes: number(used.Swap.UsageBytes), SwapAvailableBytes: number(used.Swap.AvailableBytes),
+		out.Swap = &cri.SwapUsage{Timestamp: at, SwapUsageBytes: number(used.Swap.UsageBytes)}
+		if used.Swap.AvailableBytes > 0 {
+			out.Swap.SwapAvailableBytes = number(used.Swap.AvailableBytes)
 		}
 	}
 	return out
@@ -69,16 +70,19 @@ func memory(used *cgroup.Stats) *cri.MemoryUsage {
 	if m == nil {
 		return nil
 	}
-	return &cri.MemoryUsage{
+	out := &cri.MemoryUsage{
 		Timestamp:       used.Time.UnixNano(),
 		WorkingSetBytes: number(m.WorkingSetBytes),
-		AvailableBytes:  number(m.AvailableBytes),
 		UsageBytes:      number(m.UsageBytes),
 		RssBytes:        number(m.RSSBytes),
 		PageFaults:      number(m.PageFaults),
 		MajorPageFaults: number(m.MajorPageFaults),
 		Psi:             psi(m.PSI),
 	}
+	if m.LimitBytes > 0 { // without a limit nothing can be said, and 0 would say that all is used up
+		out.AvailableBytes = number(m.AvailableBytes)
+	}
+	return out
 }
 
 func io(used *cgroup.Stats) *cri.IoUsage {

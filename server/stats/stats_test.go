@@ -20,7 +20,7 @@ func TestContainer(t *testing.T) {
 	used := &cgroup.Stats{
 		Time:   at,
 		CPU:    &cgroup.CPU{UsageNanos: 7, PSI: &cgroup.PSI{Some: cgroup.PSILine{TotalMicros: 3, Avg10: 1.5}}},
-		Memory: &cgroup.Memory{UsageBytes: 10, WorkingSetBytes: 8, RSSBytes: 6, PageFaults: 5, MajorPageFaults: 1},
+		Memory: &cgroup.Memory{UsageBytes: 10, WorkingSetBytes: 8, AvailableBytes: 4, RSSBytes: 6, PageFaults: 5, MajorPageFaults: 1, LimitBytes: 12},
 		Swap:   &cgroup.Swap{UsageBytes: 2, AvailableBytes: 3},
 	}
 	got := s.container(attributes, used, &disk{"/layers", storage.Usage{Bytes: 9, Inodes: 4}, at})
@@ -31,7 +31,7 @@ func TestContainer(t *testing.T) {
 			Psi: &cri.PsiStats{Some: &cri.PsiData{Total: 3000, Avg10: 1.5}, Full: &cri.PsiData{}},
 		},
 		Memory: &cri.MemoryUsage{
-			Timestamp: at.UnixNano(), UsageBytes: number(10), WorkingSetBytes: number(8), AvailableBytes: number(0),
+			Timestamp: at.UnixNano(), UsageBytes: number(10), WorkingSetBytes: number(8), AvailableBytes: number(4),
 			RssBytes: number(6), PageFaults: number(5), MajorPageFaults: number(1),
 		},
 		Swap: &cri.SwapUsage{Timestamp: at.UnixNano(), SwapUsageBytes: number(2), SwapAvailableBytes: number(3)},
@@ -41,6 +41,10 @@ func TestContainer(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
 		t.Error(diff)
+	}
+	used.Memory.AvailableBytes, used.Memory.LimitBytes, used.Swap.AvailableBytes = 0, 0, 0
+	if got := s.container(attributes, used, nil); got.Memory.AvailableBytes != nil || got.Swap.SwapAvailableBytes != nil {
+		t.Errorf("without limits: %v", got)
 	}
 	if got := s.container(attributes, nil, nil); got.Cpu != nil || got.Memory != nil || got.WritableLayer != nil {
 		t.Errorf("of an ended container: %v", got)
