@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,9 @@ const (
 	maxLeft = 128 << 10
 )
 
+// buffers are for copies: a probe that writes a line should not cost tens of kilobytes each time.
+var buffers = sync.Pool{New: func() any { return new([copyBytes]byte) }}
+
 // output copies what a process writes to a client, until the stream ends or finish is called.
 type output struct {
 	from *os.File // does not block
@@ -59,9 +63,10 @@ func copyOutput(spawn func(func()), from *os.File, to io.Writer) *output {
 }
 
 func (o *output) copy() {
-	buf := make([]byte, copyBytes)
+	buf := buffers.Get().(*[copyBytes]byte)
+	defer buffers.Put(buf)
 	for {
-		n, err := o.from.Read(buf)
+		n, err := o.from.Read(buf[:])
 		if n > 0 {
 			o.write(buf[:n])
 		}
@@ -86,7 +91,8 @@ func (o *output) finish() {
 	if o.from.SetReadDeadline(time.Time{}) != nil {
 		return
 	}
-	buf := make([]byte, copyBytes)
+	buf := buffers.Get().(*[copyBytes]byte)
+	defer buffers.Put(buf)
 	for left := maxLeft; left > 0; {
 		n := readNow(o.from, buf[:min(left, len(buf))])
 		if n <= 0 {
