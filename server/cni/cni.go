@@ -3,9 +3,26 @@ package cni
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	types100 "github.com/containernetworking/cni/pkg/types/100"
 )
+
+// ErrInvalid is for requests that can't be passed to plugins; the text names the field.
+var ErrInvalid = errors.New("invalid network request")
+
+// ErrNotReady means that there is no network to connect pods to.
+var ErrNotReady = errors.New("network is not ready")
 
 // Config says where plugins and their configuration are.
 type Config struct {
@@ -14,6 +31,8 @@ type Config struct {
 	CacheDir string   // results of ADD, kept over a reboot so that DEL can free what they hold
 	// DefaultNetwork is the name of the network to use; "" for the first file of ConfDir.
 	DefaultNetwork string
+	// ConfTemplate is a file from which SetPodCIDR makes a network configuration; "" for none.
+	ConfTemplate string
 }
 
 // PortMapping forwards a port of the host to the pod.
@@ -40,26 +59,211 @@ type Result struct {
 	IPs     []netip.Addr `json:"ips"` // the first is the pod's primary address
 }
 
+// ifName is the name of a pod's interface: Kubernetes knows no other.
+const ifName = "eth0"
+
 // Network is safe for concurrent use.
-type Network struct{}
+type Network struct {
+	cfg     Config
+	log     *slog.Logger
+	plugins *libcni.CNIConfig
+	// turns bounds how many pods are being connected at a time: it is all processor time of short-lived processes.
+	turns chan struct{}
+
+	current atomic.Pointer[network]
+	ctx     context.Context
+	cancel  context.CancelFunc
+	watcher sync.WaitGroup
+}
+
+// network is what was last found in the conf directory: a list, or why there is none.
+type network struct {
+	list *libcni.NetworkConfigList
+	err  error
+}
 
 // Open starts watching cfg.ConfDir.
-func Open(cfg Config, log *slog.Logger) (*Network, error) { panic("cni: owner fills this in") }
-func (n *Network) Close() error                           { panic("todo") }
+func Open(cfg Config, log *slog.Logger) (*Network, error) {
+	if err := os.MkdirAll(cfg.CacheDir, 0o700); err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	n := &Network{
+		cfg: cfg, log: log,
+		plugins: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &runner{}),
+		turns:   make(chan struct{}, max(4, 2*runtime.NumCPU())),
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	if err := n.watch(); err != nil {
+		n.cancel()
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	return n, nil
+}
+
+// Close stops watching. Pods stay connected.
+func (n *Network) Close() error {
+	n.cancel()
+	n.watcher.Wait()
+	return nil
+}
+
+// Status is nil if pods can be connected now; else it says what is missing. It reads memory only.
+func (n *Network) Status() error {
+	if now := n.current.Load(); now.err != nil {
+		return fmt.Errorf("%w: %w", ErrNotReady, now.err)
+	}
+	return nil
+}
 
 // Add connects the pod. If a plugin fails, DEL is run for what was done. A repeat for the same pod returns the first
 // result.
-func (n *Network) Add(ctx context.Context, p Pod) (Result, error) { panic("todo") }
+func (n *Network) Add(ctx context.Context, p Pod) (Result, error) {
+	if done, ok := n.earlier(p); ok {
+		return done, nil
+	}
+	now := n.current.Load()
+	if now.err != nil {
+		return Result{}, n.Status()
+	}
+	rt, err := p.runtimeConf()
+	if err != nil {
+		return Result{}, err
+	}
+	if err := n.turn(ctx); err != nil {
+		return Result{}, err
+	}
+	defer func() { <-n.turns }()
+	raw, err := n.plugins.AddNetworkList(ctx, now.list, rt)
+	var result Result
+	if err == nil {
+		result, err = parseResult(now.list.Name, raw)
+	}
+	if err != nil {
+		err = fmt.Errorf("network %s: %w", now.list.Name, err)
+		if derr := n.plugins.DelNetworkList(context.WithoutCancel(ctx), now.list, rt); derr != nil {
+			err = fmt.Errorf("%w (and what it had done is not undone: %w)", err, derr)
+		}
+		return Result{}, err
+	}
+	return result, nil
+}
+
+func (n *Network) turn(ctx context.Context) error {
+	select {
+	case n.turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// earlier returns the result of an Add of this pod that is on record.
+func (n *Network) earlier(p Pod) (Result, bool) {
+	attachments, err := n.plugins.GetCachedAttachments(p.ID)
+	if err != nil {
+		return Result{}, false
+	}
+	for _, a := range attachments {
+		if a.NetNS != p.NetNS || a.IfName != ifName {
+			continue
+		}
+		list := &libcni.NetworkConfigList{Name: a.Network, CNIVersion: types100.ImplementedSpecVersion}
+		raw, err := n.plugins.GetNetworkListCachedResult(list, &libcni.RuntimeConf{ContainerID: p.ID, IfName: ifName})
+		if err != nil || raw == nil {
+			continue
+		}
+		if result, err := parseResult(a.Network, raw); err == nil {
+			return result, true
+		}
+	}
+	return Result{}, false
+}
+
+// parseResult checks what a plugin said: it is a program of somebody else.
+func parseResult(name string, raw types.Result) (Result, error) {
+	r, err := types100.NewResultFromResult(raw)
+	if err != nil {
+		return Result{}, fmt.Errorf("result: %w", err)
+	}
+	out := Result{Network: name}
+	for _, ip := range r.IPs {
+		addr, ok := netip.AddrFromSlice(ip.Address.IP)
+		addr = addr.Unmap()
+		if !ok || !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() {
+			return Result{}, fmt.Errorf("result: %q is not an address for a pod", ip.Address.IP)
+		}
+		// Addresses of other interfaces than the pod's stay out: those of the host's side name no sandbox.
+		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i].Sandbox == "" {
+			continue
+		}
+		out.IPs = append(out.IPs, addr)
+	}
+	if len(out.IPs) == 0 {
+		return Result{}, errors.New("result: no plugin gave the pod an address")
+	}
+	return out, nil
+}
 
 // Del disconnects the pod with the configuration and result that Add used, also when NetNS is gone and after a
 // restart or a reboot. It succeeds if nothing is left.
-func (n *Network) Del(ctx context.Context, p Pod) error { panic("todo") }
+func (n *Network) Del(ctx context.Context, p Pod) error {
+	attachments, err := n.plugins.GetCachedAttachments(p.ID)
+	if err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	if err := n.turn(ctx); err != nil {
+		return err
+	}
+	defer func() { <-n.turns }()
+	if len(attachments) == 0 {
+		return n.delUnknown(ctx, p)
+	}
+	var all []error
+	for _, a := range attachments {
+		list, err := libcni.NetworkConfFromBytes(a.Config)
+		if err != nil {
+			all = append(all, fmt.Errorf("network %s: its configuration of then: %w", a.Network, err))
+			continue
+		}
+		rt := &libcni.RuntimeConf{
+			ContainerID: a.ContainerID, NetNS: p.NetNS, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
+		}
+		if err := n.plugins.DelNetworkList(ctx, list, rt); err != nil {
+			all = append(all, fmt.Errorf("network %s: %w", a.Network, err))
+		}
+	}
+	return errors.Join(all...)
+}
+
+// delUnknown is for a pod whose Add left no record: it was never called, or was killed half-way, and the plugins may
+// hold something. DEL of what was never added is no error (CNI specification, section 2).
+func (n *Network) delUnknown(ctx context.Context, p Pod) error {
+	now := n.current.Load()
+	if now.err != nil {
+		return nil
+	}
+	rt, err := p.runtimeConf()
+	if err != nil {
+		return nil // an Add of it was refused for the same reason
+	}
+	if err := n.plugins.DelNetworkList(ctx, now.list, rt); err != nil {
+		return fmt.Errorf("network %s: %w", now.list.Name, err)
+	}
+	return nil
+}
 
 // Attached lists the IDs of the pods that have a cached ADD, for reconciliation at start.
-func (n *Network) Attached() ([]string, error) { panic("todo") }
-
-// Status is nil if pods can be connected now; else it says what is missing. It reads memory only.
-func (n *Network) Status() error { panic("todo") }
-
-// SetPodCIDR is UpdateRuntimeConfig's pod CIDR ("10.0.0.0/24" or "10.0.0.0/24,fd00::/64").
-func (n *Network) SetPodCIDR(cidr string) error { panic("todo") }
+func (n *Network) Attached() ([]string, error) {
+	if _, err := os.Stat(filepath.Join(n.cfg.CacheDir, "results")); errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	attachments, err := n.plugins.GetCachedAttachments("")
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	var ids []string
+	for _, a := range attachments {
+		ids = append(ids, a.ContainerID)
+	}
+	return ids, nil
+}

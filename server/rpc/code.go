@@ -14,6 +14,7 @@ import (
 	"github.com/orlop/orlop/oci/cgroup"
 	"github.com/orlop/orlop/oci/ns"
 	"github.com/orlop/orlop/oci/spec"
+	"github.com/orlop/orlop/server/cni"
 	"github.com/orlop/orlop/server/label"
 	"github.com/orlop/orlop/server/podfiles"
 	"github.com/orlop/orlop/server/seccomp"
@@ -32,6 +33,8 @@ var codeOf = []struct {
 	{spec.ErrInvalid, codes.InvalidArgument},
 	{cgroup.ErrInvalid, codes.InvalidArgument},
 	{ns.ErrInvalid, codes.InvalidArgument},
+	{cni.ErrInvalid, codes.InvalidArgument},
+	{cni.ErrNotReady, codes.Unavailable},
 	{user.ErrInvalid, codes.InvalidArgument},
 	{volume.ErrInvalid, codes.InvalidArgument},
 	{podfiles.ErrInvalid, codes.InvalidArgument},
@@ -40,11 +43,11 @@ var codeOf = []struct {
 	{image.ErrInvalidName, codes.InvalidArgument},
 
 	{image.ErrDenied, codes.PermissionDenied},
-	{image.ErrPolicy, codes.FailedPrecondition},
+	{image.ErrPolicy, codes.Unknown}, // see wordOf
 	{image.ErrInvalidImage, codes.FailedPrecondition},
 	{image.ErrInUse, codes.FailedPrecondition},
 	{image.ErrTooLarge, codes.ResourceExhausted},
-	{image.ErrUnavailable, codes.Unavailable},
+	{image.ErrUnavailable, codes.Unknown}, // see wordOf
 	{image.ErrNotFound, codes.NotFound},
 
 	{store.ErrState, codes.FailedPrecondition},
@@ -63,7 +66,8 @@ var codeOf = []struct {
 }
 
 // wordOf are words that the kubelet looks for at the beginning of a pull's error (k8s.io/cri-api/pkg/errors), to give
-// pods the reason.
+// pods the reason. It finds them with the code Unknown only: with any other, its client (k8s.io/cri-client, PullImage)
+// puts the code's name before the text.
 var wordOf = []struct{ err, word error }{
 	{image.ErrPolicy, crierrors.ErrSignatureValidationFailed},
 	{image.ErrUnavailable, crierrors.ErrRegistryUnavailable},

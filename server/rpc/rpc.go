@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // maxMessageBytes bounds a request and an answer, as in the kubelet's own client.
@@ -103,6 +104,8 @@ func subject(req any) slog.Attr {
 		return slog.String("container", r.GetContainerId())
 	case interface{ GetPodSandboxId() string }:
 		return slog.String("pod", r.GetPodSandboxId())
+	case interface{ GetImage() *cri.ImageSpec }:
+		return slog.String("image", r.GetImage().GetImage())
 	}
 	return slog.Attr{}
 }

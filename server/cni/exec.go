@@ -1,0 +1,80 @@
+package cni
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/invoke"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// maxOutputBytes bounds what a plugin may say.
+	maxOutputBytes = 1 << 20
+	// pluginTime bounds one run of a plugin where the caller sets no limit: DEL, and what is undone.
+	pluginTime = 2 * time.Minute
+	// drainTime is how long the output of a plugin that has ended, and whose children hold it open, is waited for.
+	drainTime = time.Second
+)
+
+// runner executes plugins. Other than the library's own, it bounds what a plugin says and how long it takes, and ends
+// it together with its children: a plugin that hangs must not hold up the end of its pod.
+type runner struct{ version.PluginDecoder }
+
+func (*runner) FindInPath(plugin string, paths []string) (string, error) {
+	return invoke.FindInPath(plugin, paths)
+}
+
+func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, pluginTime)
+	defer cancel()
+	var stdout, stderr bounded
+	cmd := exec.CommandContext(ctx, path)
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
+	cmd.WaitDelay = drainTime
+	err := cmd.Run()
+	switch {
+	case stdout.full || stderr.full:
+		return nil, fmt.Errorf("plugin %s: output is longer than %d bytes", path, maxOutputBytes)
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("plugin %s: killed: %w", path, ctx.Err())
+	case err == nil, errors.Is(err, exec.ErrWaitDelay):
+		return stdout.kept, nil
+	}
+	return nil, pluginError(path, err, stdout.kept, stderr.kept)
+}
+
+// pluginError is what a plugin that failed said: a JSON error on standard output if it keeps to the specification.
+func pluginError(path string, err error, stdout, stderr []byte) error {
+	said := &types.Error{}
+	if json.Unmarshal(stdout, said) == nil && said.Msg != "" {
+		return said
+	}
+	return &types.Error{Msg: fmt.Sprintf("%s: %v: %.500q", path, err, bytes.TrimSpace(append(stdout, stderr...)))}
+}
+
+// bounded keeps the first bytes of an output, and ends the writer that goes on. Its error reaches a plugin as SIGPIPE.
+type bounded struct {
+	kept []byte // not a bytes.Buffer in disguise: io.Copy would go around Write, by its ReadFrom
+	full bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if len(b.kept)+len(p) > maxOutputBytes {
+		b.full = true
+		return 0, io.ErrShortWrite
+	}
+	b.kept = append(b.kept, p...)
+	return len(p), nil
+}
