@@ -19,8 +19,11 @@ import (
 // maxMessageBytes bounds a request and an answer, as in the kubelet's own client.
 const maxMessageBytes = 16 << 20
 
-// slowTime is how long a call may take before its log line is a warning. Pulls and streams take what they take.
+// slowTime is how long a call may take before its log line is a warning.
 const slowTime = 10 * time.Second
+
+// patient calls take what they take: a download, a command, the grace that a container was given.
+var patient = map[string]bool{"PullImage": true, "ExecSync": true, "StopContainer": true}
 
 // Options are for the gRPC server that CRI services are registered with.
 func Options(log *slog.Logger) []grpc.ServerOption {
@@ -74,7 +77,7 @@ func (c calls) done(ctx context.Context, method string, began time.Time, subject
 		level = slog.LevelWarn
 	case looks(name):
 		level = slog.LevelDebug
-	case took > slowTime && name != "PullImage" && name != "ExecSync":
+	case took > slowTime && !patient[name]:
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{slog.String("rpc", name), slog.Duration("dur", took)}

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -40,6 +43,10 @@ func TestCodes(t *testing.T) {
 		got := status.Convert(toStatus(tt.err))
 		if got.Code() != tt.code || !strings.Contains(got.Message(), tt.text) {
 			t.Errorf("%v: %v %q", tt.err, got.Code(), got.Message())
+		}
+		// The kubelet's client drops this code, and the kubelet looks at the beginning of the rest.
+		if got.Code() == codes.Unknown && !strings.HasPrefix(got.Message(), tt.text) {
+			t.Errorf("%v: %q does not begin with %q", tt.err, got.Message(), tt.text)
 		}
 	}
 }
@@ -70,4 +77,71 @@ func TestLogLevels(t *testing.T) {
 			t.Errorf("looks(%s) = %v", name, !want)
 		}
 	}
+}
+
+// The daemon's socket, as a client sees it: codes and texts arrive, a panic ends one call, and large answers pass.
+func TestOverSocket(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := grpc.NewServer(Options(slog.New(slog.DiscardHandler))...)
+	cri.RegisterRuntimeServiceServer(g, oddities{})
+	served := make(chan error, 1)
+	go func() { served <- g.Serve(l) }()
+	conn, err := grpc.NewClient("unix:"+l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := cri.NewRuntimeServiceClient(conn)
+	for range 2 { // the daemon stays up
+		if _, err := client.StopContainer(t.Context(), &cri.StopContainerRequest{}); status.Code(err) != codes.Internal {
+			t.Errorf("panic: %v", err)
+		}
+	}
+	if _, err := client.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{}); status.Code(err) != codes.NotFound {
+		t.Errorf("not found: %v", err)
+	}
+	if _, err := client.CheckpointContainer(t.Context(), &cri.CheckpointContainerRequest{}); status.Code(err) != codes.Unimplemented {
+		t.Errorf("not there yet: %v", err)
+	}
+	events, err := client.GetContainerEvents(t.Context(), &cri.GetEventsRequest{})
+	if err == nil {
+		_, err = events.Recv()
+	}
+	if status.Code(err) != codes.Internal {
+		t.Errorf("panic of a stream: %v", err)
+	}
+	if out, err := client.ExecSync(t.Context(), &cri.ExecSyncRequest{}); err != nil || len(out.Stdout) != 16<<20-1<<10 {
+		t.Errorf("large answer: %d bytes, %v", len(out.GetStdout()), err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+	g.GracefulStop()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// oddities is a runtime service with what handlers should not do.
+type oddities struct {
+	cri.UnimplementedRuntimeServiceServer
+}
+
+func (oddities) StopContainer(context.Context, *cri.StopContainerRequest) (*cri.StopContainerResponse, error) {
+	panic("as asked")
+}
+
+func (oddities) GetContainerEvents(*cri.GetEventsRequest, cri.RuntimeService_GetContainerEventsServer) error {
+	panic("as asked")
+}
+
+func (oddities) ContainerStatus(context.Context, *cri.ContainerStatusRequest) (*cri.ContainerStatusResponse, error) {
+	return nil, fmt.Errorf("container x: %w", store.ErrNotFound)
+}
+
+func (oddities) ExecSync(context.Context, *cri.ExecSyncRequest) (*cri.ExecSyncResponse, error) {
+	return &cri.ExecSyncResponse{Stdout: make([]byte, 16<<20-1<<10)}, nil
 }
