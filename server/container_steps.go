@@ -116,7 +116,7 @@ func (s *Server) specInput(c *container, b *build) (*spec.Input, error) {
 	}
 	in := &spec.Input{
 		Host: s.Host, ID: string(c.id), SandboxID: string(p.id), Sandbox: pod.Config, Container: rec.Config,
-		Image: b.image.Config, Rootfs: b.rootfs, CgroupsPath: cgroups, Hostname: p.want.hostname,
+		Image: b.image.Config, Rootfs: b.rootfs, CgroupsPath: cgroups, Hostname: p.hostname(),
 		DefaultCapabilities: s.cfg.Container.Capabilities, DefaultUlimits: s.cfg.Container.Ulimits,
 		DefaultEnv: s.cfg.Container.Env, DefaultAppArmor: s.cfg.Container.AppArmorProfile,
 		PidsLimit: s.cfg.Container.PidsLimit,

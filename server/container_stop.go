@@ -54,6 +54,8 @@ func (s *Server) endContainer(ctx context.Context, c *container) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	c.enter("stop")
+	defer c.leave()
 	return s.stopContainer(ctx, c, 0)
 }
 

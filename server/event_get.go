@@ -1,6 +1,7 @@
 package server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -18,7 +19,7 @@ const eventBuffer = 1024
 var errSlow = errors.New("events are not read fast enough; list all containers and subscribe again")
 
 // errShutdown ends streams when the daemon does.
-var errShutdown = errors.New("the daemon is stopping")
+var errShutdown = fmt.Errorf("the daemon is stopping: %w", context.Canceled)
 
 // events hands each event to all clients that listen. The zero value is ready.
 type events struct {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"os"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -27,8 +28,8 @@ type ImageMounter func(ctx context.Context, index int, m *cri.Mount) (path strin
 type PodFiles struct {
 	Dir        string // where they are made
 	Config     *cri.PodSandboxConfig
-	Hostname   string // "" on the host's network: then it is the host's
-	HostIPC    bool   // /dev/shm is the host's
+	Hostname   string
+	HostIPC    bool // /dev/shm is the host's
 	MountLabel string
 	UIDs, GIDs []ns.IDMap // of the pod's user namespace, whose root owns the files
 }
@@ -36,9 +37,21 @@ type PodFiles struct {
 func (p *pod) files() PodFiles {
 	rec := p.rec.Load()
 	return PodFiles{
-		Dir: p.dir, Config: rec.Config, Hostname: p.want.hostname, HostIPC: p.want.hostIPC,
+		Dir: p.dir, Config: rec.Config, Hostname: p.hostname(), HostIPC: p.want.hostIPC,
 		MountLabel: rec.MountLabel, UIDs: p.want.uids, GIDs: p.want.gids,
 	}
+}
+
+// hostname is the one that the pod's processes see: the node's, where they share its network.
+func (p *pod) hostname() string {
+	if p.want.hostname != "" {
+		return p.want.hostname
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return "localhost"
+	}
+	return name
 }
 
 // fill tells a container's spec where the files are.

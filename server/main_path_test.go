@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -247,6 +248,32 @@ func TestAPanicInAStepEndsThatRequestAlone(t *testing.T) {
 type panics struct{ Network }
 
 func (panics) Add(context.Context, cni.Pod) (cni.Result, error) { panic("boom") }
+
+func TestAPodOnTheHostsNetworkHasNone(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	req := runRequest("web")
+	req.Config.Linux.SecurityContext = &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{
+		Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_CONTAINER,
+	}}
+	resp, err := s.RunPodSandbox(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if w.count("network.add")+w.count("monitor.create") > 0 {
+		t.Error("it was connected, or has an init")
+	}
+	p, _ := s.pods.get(store.PodID(resp.PodSandboxId))
+	if host, _ := os.Hostname(); p.files().Hostname != host {
+		t.Errorf("its host name is %q, want the node's", p.files().Hostname)
+	}
+	st, err := s.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: resp.PodSandboxId})
+	if err != nil || st.Status.Network.Ip != "" || st.Status.Linux.Namespaces.Options.Network != cri.NamespaceMode_NODE {
+		t.Errorf("status is %v, %v", st, err)
+	}
+	w.removePod(s, resp.PodSandboxId)
+	w.wantNothingLeft()
+}
 
 func TestASharedCgroupGoesWithTheLastPodInIt(t *testing.T) {
 	w := newWorld(t)

@@ -223,7 +223,7 @@ func (s *Server) initSpec(p *pod) (*spec.Output, error) {
 	}
 	in := spec.Input{
 		Host: s.Host, ID: string(p.id), Sandbox: rec.Config, Rootfs: root,
-		Namespaces: p.namespacePaths(), CgroupsPath: cgroups, Hostname: p.want.hostname,
+		Namespaces: p.namespacePaths(), CgroupsPath: cgroups, Hostname: p.hostname(),
 		ProcessLabel: rec.ProcessLabel, MountLabel: rec.MountLabel,
 	}
 	in.UIDs, in.GIDs = p.want.ociMaps()

@@ -61,6 +61,8 @@ func (s *Server) stopPodInTurn(ctx context.Context, p *pod) error {
 
 // eachContainer does f to all containers of a pod at the same time.
 func (s *Server) eachContainer(ctx context.Context, p *pod, f func(context.Context, *container) error) error {
+	p.enter("containers")
+	defer p.leave()
 	all := s.containersOf(p)
 	results := make(chan error, len(all))
 	for _, c := range all {
