@@ -157,6 +157,37 @@ func TestWhatCanNotBeUndoneIsRetriedAndShown(t *testing.T) {
 	})
 }
 
+func TestEachBrokenUndoIsRetriedUntilNothingIsLeft(t *testing.T) {
+	for _, op := range []string{
+		"monitor.delete", "network.del", "files.remove", "ns.delete", "cgroup.remove", "rootfs.delete", "volume.unmount",
+	} {
+		for _, when := range []string{" before", " after"} {
+			t.Run(op+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := newWorld(t)
+					s := w.server()
+					pod, _ := w.running(s, "web")
+					w.fail(op+when, errFault)
+					w.removePod(s, pod)
+					time.Sleep(3 * time.Minute) // of the bubble's clock
+					synctest.Wait()
+					if got := pending(t, s); len(got) == 0 || got[0].Tries < 3 {
+						t.Errorf("pending: %+v", got)
+					}
+					w.heal()
+					time.Sleep(3 * time.Minute)
+					synctest.Wait()
+					w.wantNothingLeft()
+					if got := pending(t, s); len(got) > 0 {
+						t.Errorf("still pending: %+v", got)
+					}
+					w.stop(s)
+				})
+			})
+		}
+	}
+}
+
 func pending(t *testing.T, s *Server) (items []pendingItem) {
 	t.Helper()
 	resp, err := s.Status(t.Context(), &cri.StatusRequest{Verbose: true})

@@ -34,14 +34,14 @@ func (s *Server) Status(_ context.Context, req *cri.StatusRequest) (*cri.StatusR
 			Conditions: []*cri.RuntimeCondition{{Type: cri.RuntimeReady, Status: true}, network},
 		},
 		Features: &cri.RuntimeFeatures{
-			SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: true, MountOptions: true,
+			SupplementalGroupsPolicy: true, UserNamespacesHostNetwork: s.userNS, MountOptions: true,
 		},
 	}
 	for _, name := range []string{"", handlerName} {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &cri.RuntimeHandler{
 			Name: name,
 			Features: &cri.RuntimeHandlerFeatures{
-				RecursiveReadOnlyMounts: s.Host.RecursiveReadOnly, UserNamespaces: true,
+				RecursiveReadOnlyMounts: s.Host.RecursiveReadOnly, UserNamespaces: s.userNS,
 			},
 		})
 	}

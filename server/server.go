@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -159,6 +160,7 @@ type Server struct {
 	pods       *table[store.PodID, *pod]
 	containers *table[store.ContainerID, *container]
 	events     events
+	userNS     bool          // the kernel has user namespaces
 	taken      chan struct{} // closed when what the last daemon left has been taken over
 
 	initOnce sync.Once
@@ -187,6 +189,8 @@ func New(ctx context.Context, cfg Config, deps Deps, log *slog.Logger) (*Server,
 		pods: newTable[store.PodID, *pod](), containers: newTable[store.ContainerID, *container](),
 		taken: make(chan struct{}), meter: stats.New(deps.Cgroups, deps.Storage, cfg.StorageRoot),
 	}
+	_, err = os.Stat("/proc/self/ns/user")
+	s.userNS = err == nil
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if s.Namespaces == nil {
 		s.Namespaces = kernelNamespaces{}
