@@ -16,7 +16,8 @@ import (
 // startFailedCode is the exit code of a container whose program never ran, as shells have it for what can't be run.
 const startFailedCode = 128
 
-// StartContainer may be repeated: it succeeds for a container that runs.
+// StartContainer may be repeated while it is under way: the repeat joins it. One that is over is an error, as with
+// other runtimes: the kubelet looks at the status before it starts anything.
 func (s *Server) StartContainer(ctx context.Context, req *cri.StartContainerRequest) (*cri.StartContainerResponse, error) {
 	c, err := s.findContainer(req.GetContainerId())
 	if err != nil {
@@ -46,12 +47,8 @@ func (s *Server) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	defer c.turn.give()
-	switch state := c.state(); state {
-	case store.ContainerRunning:
-		return nil
-	case store.ContainerCreated:
-	default:
-		return fmt.Errorf("%w: it has %s", store.ErrState, state)
+	if state := c.state(); state != store.ContainerCreated {
+		return fmt.Errorf("%w: it is %s and not created", store.ErrState, state)
 	}
 	if err := c.pod.ready(); err != nil {
 		return err

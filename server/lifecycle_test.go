@@ -343,10 +343,13 @@ func TestACallThatTheWorkerDiedUnderIsRepeated(t *testing.T) {
 		t.Errorf("%d starts", n)
 	}
 	w.heal()
-	w.resync()
-	w.start(s, ctr)
-	if st := w.status(s, ctr); st.State != cri.ContainerState_CONTAINER_RUNNING {
-		t.Errorf("status is %v", st)
+	w.resync() // it did start
+	deadline := time.Now().Add(10 * time.Second)
+	for w.status(s, ctr).State != cri.ContainerState_CONTAINER_RUNNING {
+		if time.Now().After(deadline) {
+			t.Fatalf("status is %v", w.status(s, ctr))
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
