@@ -142,15 +142,12 @@ show() {
 	orlop status
 }
 
-# processes prints those whose arguments name our directory, and which are not this script's.
+# processes prints those whose arguments name our directory. The pattern comes by a pipe, or grep would find itself.
 processes() {
-	local p args
-	for p in /proc/[0-9]*; do
-		args=$(tr '\0' ' ' 2>/dev/null <"$p/cmdline") || continue
-		if [[ $args == *"$dir/"* && ${p#/proc/} != "$$" && $args != *run-demo* ]]; then
-			echo "${p#/proc/} $args"
-		fi
-	done
+	local file
+	grep -lsF -f <(echo "$dir/") /proc/[0-9]*/cmdline | while read -r file; do
+		echo "$(basename "$(dirname "$file")") $(tr '\0' ' ' <"$file")"
+	done 2>/dev/null
 }
 
 no_processes() { [ -z "$(processes)" ]; }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -129,7 +130,7 @@ func (r *statusReport) askContainers(ctx context.Context, c *client) error {
 	for _, ctr := range list.GetContainers() {
 		byPod[ctr.GetPodSandboxId()] = append(byPod[ctr.GetPodSandboxId()], containerReport{
 			ID: ctr.GetId(), Name: ctr.GetMetadata().GetName(), State: word(ctr.GetState().String(), "CONTAINER_"),
-			CreatedAt: time.Unix(0, ctr.GetCreatedAt()), Image: ctr.GetImage().GetUserSpecifiedImage(),
+			CreatedAt: time.Unix(0, ctr.GetCreatedAt()), Image: cmp.Or(ctr.GetImage().GetUserSpecifiedImage(), ctr.GetImage().GetImage()),
 		})
 	}
 	for i := range r.Pods {
