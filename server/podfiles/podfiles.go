@@ -23,7 +23,7 @@ const DefaultShmBytes = 64 << 20
 // Files says what to make in Dir, which exists.
 type Files struct {
 	Dir      string
-	DNS      *cri.DNSConfig // nil copies the node's resolv.conf
+	DNS      *cri.DNSConfig // one that says nothing copies the node's resolv.conf, as CRI-O and containerd do
 	Hostname string         // "" on the host's network: the node's name, and its hosts file
 	// HostIPC: the pod uses the node's /dev/shm, so none is made.
 	HostIPC    bool
@@ -157,7 +157,7 @@ func mounted(path string) bool {
 
 // resolvConf is resolv.conf(5) for a pod. What comes from the request must stay on its line.
 func resolvConf(dns *cri.DNSConfig) (string, error) {
-	if dns == nil {
+	if len(dns.GetServers())+len(dns.GetSearches())+len(dns.GetOptions()) == 0 {
 		return readIfThere(hostResolv)
 	}
 	var b strings.Builder

@@ -3,6 +3,7 @@ package podfiles
 import (
 	"errors"
 	"os"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,6 @@ func TestResolvConf(t *testing.T) {
 		want string
 		bad  bool
 	}{
-		{dns: &cri.DNSConfig{}, want: ""},
 		{
 			dns:  &cri.DNSConfig{Servers: []string{"10.0.0.10", "fd00::1"}, Searches: []string{"ns.svc", "svc"}, Options: []string{"ndots:5"}},
 			want: "search ns.svc svc\nnameserver 10.0.0.10\nnameserver fd00::1\noptions ndots:5\n",
@@ -42,10 +42,35 @@ func TestResolvConfOfTheNode(t *testing.T) {
 	if err := os.WriteFile(hostResolv, []byte("nameserver 9.9.9.9\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := resolvConf(nil); got != "nameserver 9.9.9.9\n" || err != nil {
-		t.Errorf("%q, %v", got, err)
+	for _, dns := range []*cri.DNSConfig{nil, {}} {
+		if got, err := resolvConf(dns); got != "nameserver 9.9.9.9\n" || err != nil {
+			t.Errorf("%v: %q, %v", dns, got, err)
+		}
 	}
 }
+
+// FuzzResolvConf finds no value that adds a line, or a word to its line.
+func FuzzResolvConf(f *testing.F) {
+	f.Add("10.0.0.10", "svc.cluster.local", "ndots:5")
+	f.Add("a\nnameserver b", "c d", "e\r")
+	f.Fuzz(func(t *testing.T, server, search, option string) {
+		got, err := resolvConf(&cri.DNSConfig{Servers: []string{server}, Searches: []string{search}, Options: []string{option}})
+		if err != nil {
+			return
+		}
+		lines := strings.Split(got, "\n")
+		if len(lines) != 4 || lines[3] != "" {
+			t.Errorf("%q", got)
+		}
+		for _, line := range lines[:3] {
+			if len(strings.FieldsFunc(line, func(r rune) bool { return r == ' ' || r == '\t' })) != 2 {
+				t.Errorf("%q", line)
+			}
+		}
+	})
+}
+
+func TestMain(m *testing.M) { os.Exit(kernel.Main(m)) }
 
 func TestMakeAndRemove(t *testing.T) {
 	kernel.Require(t, kernel.Root)

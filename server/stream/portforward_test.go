@@ -2,12 +2,14 @@ package stream
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,6 +17,9 @@ import (
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/oci/ns"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // echo answers what it has been told once its client has nothing more to say.
@@ -24,6 +29,10 @@ func echo(t *testing.T, network, address string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return serveEcho(t, l)
+}
+
+func serveEcho(t *testing.T, l net.Listener) int {
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -114,6 +123,39 @@ func TestPortForward(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A port of the pod is not one of the host.
+func TestPortForwardIntoNamespace(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	dir := filepath.Join(t.TempDir(), "ns")
+	if err := ns.Create(t.Context(), ns.Options{Dir: dir, Net: true}); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := ns.Delete(context.Background(), dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	netns := filepath.Join(dir, "net")
+	var l net.Listener
+	err := ns.Do(netns, func() (err error) {
+		l, err = net.Listen("tcp4", "127.0.0.1:0")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := serveEcho(t, l)
+	s := newServer(t, &localMonitor{}, allRunning{netns: netns})
+	at, _ := forwardPort(t, s, port)
+	if got := ask(t, at, 7); got != "you said 7 bytes" {
+		t.Errorf("%q", got)
+	}
+	var refused *net.OpError
+	if err := s.forward(t.Context(), "p", int32(port)-1, nil); !errors.As(err, &refused) {
+		t.Errorf("a port that nobody listens on: %v", err)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -110,4 +111,25 @@ func TestDevices(t *testing.T) {
 	if _, err := Devices([]*cri.Device{{HostPath: "/etc/passwd", ContainerPath: "/x"}}); !errors.Is(err, ErrInvalid) {
 		t.Errorf("%v", err)
 	}
+}
+
+// FuzzImageSubPath finds no path that leads out of the image, whatever links are in it.
+func FuzzImageSubPath(f *testing.F) {
+	f.Add("a/b", "/etc")
+	f.Add("link/../..", "../../../..")
+	f.Fuzz(func(t *testing.T, sub, link string) {
+		root := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(root, "a/b"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		_ = os.Symlink(link, filepath.Join(root, "link")) // not every text is a link
+		path, err := below(root, sub)
+		if err != nil {
+			return
+		}
+		// Nothing in what was found is a link any more.
+		if real, err := filepath.EvalSymlinks(path); err != nil || real != path || path != root && !strings.HasPrefix(path, root+"/") {
+			t.Errorf("%q with a link to %q: %q, %q, %v", sub, link, path, real, err)
+		}
+	})
 }
