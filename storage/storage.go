@@ -82,6 +82,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	takeLibraryLog(s.log)
 	if s.lock, err = lockRoot(cfg.Root); err != nil {
 		return nil, err
 	}
