@@ -123,6 +123,7 @@ func (a *attached) copyStdin(ctx context.Context, in io.Reader) {
 	if !a.StdinOnce {
 		return
 	}
+	a.Stdin.Close() // the container's input ends when nobody has the other end any more: we, and the monitor
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTime)
 	defer cancel()
 	if err := a.server.monitor.CloseStdin(ctx, a.id); err != nil {
