@@ -21,7 +21,8 @@ type ImageRecord struct {
 	Names []string
 	// DiffIDs are the layers, lowest first.
 	DiffIDs []digest.Digest
-	// Config and Manifest are the documents as they came.
+	// Config and Manifest are the documents as they came. Manifest is for CommitImage only: records that are read
+	// leave it empty.
 	Config, Manifest []byte
 	// ManifestDigest is Manifest's.
 	ManifestDigest digest.Digest

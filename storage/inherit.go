@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 
+	cs "github.com/containers/storage"
 	graphdriver "github.com/containers/storage/drivers"
 	"golang.org/x/sys/unix"
 )
@@ -16,17 +17,14 @@ func (s *Store) inheritImplied(output *graphdriver.DriverWithDifferOutput, paren
 	if parent == "" || len(implied) == 0 {
 		return nil
 	}
-	lowers, err := s.diffDirs(parent)
-	if err != nil {
-		return err
-	}
+	lowers := &lowerDirs{store: s.store, next: parent}
 	upper, err := openDir(unix.AT_FDCWD, output.Target)
 	if err != nil {
 		return fmt.Errorf("implied directories: %w", err)
 	}
 	defer unix.Close(upper)
 	for _, dir := range implied {
-		st, ok, err := findLower(lowers, dir)
+		st, ok, err := lowers.find(dir)
 		if err != nil {
 			return fmt.Errorf("implied directory %q: %w", dir, err)
 		}
@@ -40,48 +38,67 @@ func (s *Store) inheritImplied(output *graphdriver.DriverWithDifferOutput, paren
 	return nil
 }
 
-// diffDirs are the directories of a layer and those below it, highest first.
-func (s *Store) diffDirs(layer string) ([]string, error) {
-	var dirs []string
-	for layer != "" {
-		dir, err := s.store.DifferTarget(layer)
-		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", layer, err)
-		}
-		record, err := s.store.Layer(layer)
-		if err != nil {
-			return nil, fmt.Errorf("layer %s: %w", layer, err)
-		}
-		dirs = append(dirs, dir)
-		layer = record.Parent
-	}
-	return dirs, nil
+// lowerDirs are the directories of a layer and of those below it, highest first. They are looked up one by one when
+// they are needed, and most often the highest is enough.
+type lowerDirs struct {
+	store cs.Store
+	next  string // ID of the highest layer that is not in dirs
+	dirs  []string
 }
 
-// findLower looks a directory up from the highest layer down, until something has the name: a whiteout or a file
-// ends the search too. A directory that is reached through a link is not found: the caller's stays as it is.
-func findLower(lowers []string, dir string) (*unix.Stat_t, bool, error) {
-	for _, lower := range lowers {
-		fd, err := openDir(unix.AT_FDCWD, lower)
-		if err != nil {
+// at returns the i-th directory; i is at most one more than in the call before. "" below the lowest.
+func (l *lowerDirs) at(i int) (string, error) {
+	if i < len(l.dirs) {
+		return l.dirs[i], nil
+	}
+	if l.next == "" {
+		return "", nil
+	}
+	dir, err := l.store.DifferTarget(l.next)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", l.next, err)
+	}
+	record, err := l.store.Layer(l.next)
+	if err != nil {
+		return "", fmt.Errorf("layer %s: %w", l.next, err)
+	}
+	l.dirs = append(l.dirs, dir)
+	l.next = record.Parent
+	return dir, nil
+}
+
+// find looks a directory up from the highest layer down, until something has the name: a whiteout or a file ends the
+// search too. A directory that is reached through a link is not found: the caller's stays as it is.
+func (l *lowerDirs) find(dir string) (st *unix.Stat_t, ok bool, err error) {
+	for i := 0; ; i++ {
+		lower, err := l.at(i)
+		if err != nil || lower == "" {
 			return nil, false, err
 		}
-		found, err := openDir(fd, dir)
-		unix.Close(fd)
+		st, err := statDir(lower, dir)
 		switch {
 		case errors.Is(err, unix.ENOENT):
 			continue
 		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
 			return nil, false, nil
-		case err != nil:
-			return nil, false, err
 		}
-		var st unix.Stat_t
-		err = unix.Fstat(found, &st)
-		unix.Close(found)
-		return &st, err == nil, err
+		return st, err == nil, err
 	}
-	return nil, false, nil
+}
+
+func statDir(root, dir string) (*unix.Stat_t, error) {
+	top, err := openDir(unix.AT_FDCWD, root)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(top)
+	fd, err := openDir(top, dir)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	return &st, unix.Fstat(fd, &st)
 }
 
 func setLike(root int, dir string, st *unix.Stat_t) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"os"
 	"sync"
 
 	graphdriver "github.com/containers/storage/drivers"
@@ -143,7 +144,14 @@ func (d *differ) ApplyDiff(dest string, _ *archive.TarOptions, _ *graphdriver.Di
 		return none, err
 	}
 	d.implied = result.Implied
+	// Without a mode here the driver would give the root that of the layer below, also if this layer describes it.
+	root, err := os.Stat(dest)
+	if err != nil {
+		return none, err
+	}
+	mode := root.Mode()
 	return graphdriver.DriverWithDifferOutput{
+		RootDirMode:        &mode,
 		Differ:             d,
 		Size:               hashed.bytes,
 		UIDs:               result.UIDs,

@@ -297,6 +297,7 @@ func TestImpliedDirectories(t *testing.T) {
 	s := openStore(t, testConfig(t))
 	defer closeStore(t, s)
 	img := putImage(t, s, "a:1",
+		tarball(t, tar.Header{Name: "./", Mode: 0o700}, tar.Header{Name: "gone"}),
 		tarball(t, tar.Header{Name: "./", Mode: 0o711}, tar.Header{Name: "tmp/", Mode: 0o1777}, tar.Header{Name: "srv/", Mode: 0o750, Uid: 3, Gid: 4}),
 		tarball(t, tar.Header{Name: "other/", Mode: 0o700}),
 		tarball(t, tar.Header{Name: "tmp/x"}, tar.Header{Name: "srv/new/y"}),

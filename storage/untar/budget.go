@@ -31,6 +31,13 @@ func (b *Budget) take(n int64) error {
 	return nil
 }
 
+// give puts back what was taken for a layer that is not kept, so that a second attempt at it has the same room.
+func (b *Budget) give(n int64) {
+	if b != nil {
+		b.left.Add(n)
+	}
+}
+
 const (
 	blockBytes = 4096 // what a file system gives out
 	// headerBytes is charged for each entry, so that a layer of a billion empty files has an end.
@@ -47,6 +54,7 @@ func (u *unpacker) charge(hdr *tar.Header) error {
 	if hdr.Typeflag == tar.TypeDir {
 		size = blockBytes
 	}
+	u.charged += size + headerBytes
 	if err := u.opts.Budget.take(size + headerBytes); err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ const bufferBytes = 256 << 10
 
 // Unpack reads a tar archive up to its end marker and writes its entries into dir, which must exist and be empty.
 // What it wrote before an error stays there; the caller removes dir.
-func Unpack(ctx context.Context, dir string, r io.Reader, o Options) (Result, error) {
+func Unpack(ctx context.Context, dir string, r io.Reader, o Options) (_ Result, err error) {
 	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return Result{}, fmt.Errorf("open %s: %w", dir, err)
@@ -69,6 +69,11 @@ func Unpack(ctx context.Context, dir string, r io.Reader, o Options) (Result, er
 		dirs: map[string]time.Time{},
 	}
 	defer u.close()
+	defer func() {
+		if err != nil {
+			o.Budget.give(u.charged)
+		}
+	}()
 	if err := u.entries(ctx, tar.NewReader(bufio.NewReaderSize(r, bufferBytes))); err != nil {
 		return Result{}, err
 	}
@@ -86,6 +91,7 @@ type unpacker struct {
 	buf  []byte
 
 	bytes, inodes uint64
+	charged       int64 // bytes taken from the budget
 	sinceCheck    int64 // bytes charged since the free space was last looked at
 	uids, gids    map[uint32]bool
 	dirs          map[string]time.Time // described directories and their times, which are set last

@@ -366,8 +366,13 @@ func TestLimits(t *testing.T) {
 			t.Errorf("%s: %v was begun", name, slices.Collect(maps.Keys(found)))
 		}
 	}
-	if _, err := Unpack(t.Context(), newSandbox(t).root, archive(t, big), Options{Budget: NewBudget(2 << 20), MinFreeBytes: 1}); err != nil {
-		t.Errorf("within limits: %v", err)
+	budget := NewBudget(2 << 20)
+	cut := bytes.NewReader(archive(t, big).Bytes()[:1<<20])
+	if _, err := Unpack(t.Context(), newSandbox(t).root, cut, Options{Budget: budget}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("cut: %v", err)
+	}
+	if _, err := Unpack(t.Context(), newSandbox(t).root, archive(t, big), Options{Budget: budget, MinFreeBytes: 1}); err != nil {
+		t.Errorf("within limits, at the second attempt: %v", err)
 	}
 }
 
