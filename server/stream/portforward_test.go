@@ -1,7 +1,6 @@
 package stream
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/net/websocket"
+	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/transport/spdy"
@@ -51,7 +52,21 @@ func serveEcho(t *testing.T, l net.Listener) int {
 }
 
 // forwardPort returns the local address that a real client forwards to a port of the pod.
-func forwardPort(t *testing.T, s *Server, port int) (string, *bytes.Buffer) {
+func forwardPort(t *testing.T, s *Server, port int) string {
+	t.Helper()
+	return forwardPortBy(t, s, port, spdyDialer)
+}
+
+func spdyDialer(at *url.URL) (httpstream.Dialer, error) {
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, at), err
+}
+
+func tunnelDialer(at *url.URL) (httpstream.Dialer, error) {
+	return portforward.NewSPDYOverWebsocketDialer(at, &rest.Config{})
+}
+
+func forwardPortBy(t *testing.T, s *Server, port int, by func(*url.URL) (httpstream.Dialer, error)) string {
 	t.Helper()
 	answer, err := s.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: "p"})
 	if err != nil {
@@ -61,13 +76,12 @@ func forwardPort(t *testing.T, s *Server, port int) (string, *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
+	dialer, err := by(u)
 	if err != nil {
 		t.Fatal(err)
 	}
-	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, u)
-	stop, ready, errOut := make(chan struct{}), make(chan struct{}), new(bytes.Buffer)
-	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, errOut)
+	stop, ready := make(chan struct{}), make(chan struct{})
+	f, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{fmt.Sprintf("0:%d", port)}, stop, ready, io.Discard, io.Discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +102,7 @@ func forwardPort(t *testing.T, s *Server, port int) (string, *bytes.Buffer) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), errOut
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local)
 }
 
 // ask says something, ends its half, and returns the answer.
@@ -113,10 +127,13 @@ func ask(t *testing.T, at string, bytes int) string {
 }
 
 func TestPortForward(t *testing.T) {
-	for _, tt := range []struct{ network, address string }{{"tcp4", "127.0.0.1:0"}, {"tcp6", "[::1]:0"}} {
+	for _, tt := range []struct {
+		network, address string
+		by               func(*url.URL) (httpstream.Dialer, error)
+	}{{"tcp4", "127.0.0.1:0", spdyDialer}, {"tcp6", "[::1]:0", spdyDialer}, {"tcp4", "127.0.0.1:0", tunnelDialer}} {
 		t.Run(tt.network, func(t *testing.T) {
 			s := newServer(t, &localMonitor{}, allRunning{})
-			at, _ := forwardPort(t, s, echo(t, tt.network, tt.address))
+			at := forwardPortBy(t, s, echo(t, tt.network, tt.address), tt.by)
 			for _, size := range []int{0, 5, 1 << 20} { // several connections, each with a half that ends first
 				if got, want := ask(t, at, size), fmt.Sprintf("you said %d bytes", size); got != want {
 					t.Errorf("%q, want %q", got, want)
@@ -149,7 +166,7 @@ func TestPortForwardIntoNamespace(t *testing.T) {
 	}
 	port := serveEcho(t, l)
 	s := newServer(t, &localMonitor{}, allRunning{netns: netns})
-	at, _ := forwardPort(t, s, port)
+	at := forwardPort(t, s, port)
 	if got := ask(t, at, 7); got != "you said 7 bytes" {
 		t.Errorf("%q", got)
 	}
@@ -167,7 +184,7 @@ func TestPortForwardToNobody(t *testing.T) {
 	}
 	port := l.Addr().(*net.TCPAddr).Port
 	l.Close()
-	at, _ := forwardPort(t, s, port)
+	at := forwardPort(t, s, port)
 	c, err := net.Dial("tcp", at)
 	if err != nil {
 		t.Fatal(err)
@@ -178,5 +195,36 @@ func TestPortForwardToNobody(t *testing.T) {
 	}
 	if err := s.forward(t.Context(), "p", int32(port), nil); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d", port)) {
 		t.Errorf("%v", err)
+	}
+}
+
+// The ports of the request are those of a WebSocket client: two channels each, which begin with the port's number.
+func TestPortForwardChannels(t *testing.T) {
+	s := newServer(t, &localMonitor{}, allRunning{})
+	port := echo(t, "tcp4", "127.0.0.1:0")
+	answer, err := s.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: "p", Port: []int32{int32(port), 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := websocket.NewConfig(strings.Replace(answer.Url, "http", "ws", 1), "http://localhost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.Protocol = []string{"v4.channel.k8s.io"}
+	c, err := websocket.DialConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	got := map[byte]string{}
+	for len(got[0]) < 2 || len(got[1]) < 2 || len(got[3]) < 3 { // channel 3: that nobody listens on port 1
+		var message []byte
+		if err := websocket.Message.Receive(c, &message); err != nil {
+			t.Fatalf("%v after %q", err, got)
+		}
+		got[message[0]] += string(message[1:])
+	}
+	if want := string([]byte{byte(port), byte(port >> 8)}); got[0] != want || got[1] != want || !strings.Contains(got[3], "port 1") {
+		t.Errorf("%q", got)
 	}
 }

@@ -82,9 +82,16 @@ func (s *Server) servePortForward(w http.ResponseWriter, r *http.Request, m prot
 	}
 	// The library goes on until the client does.
 	defer context.AfterFunc(s.ctx, func() { closeConn(r) })()
-	ports := &portforward.V4Options{Ports: req.GetPort()}
-	portforward.ServePortForward(w, r, forwarder{s}, req.GetPodSandboxId(), "", ports, s.cfg.IdleTimeout, creationTime,
-		portforward.SupportedProtocols)
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		ports := &portforward.V4Options{Ports: req.GetPort()}
+		portforward.ServePortForward(w, r, forwarder{s}, req.GetPodSandboxId(), "", ports, s.cfg.IdleTimeout, creationTime,
+			portforward.SupportedProtocols)
+	}
+	if isTunnel(r) {
+		serveTunnel(w, r, serve)
+	} else {
+		serve(w, r)
+	}
 	return true
 }
 
