@@ -12,7 +12,7 @@ import (
 )
 
 // errGivenUp is why a create that is under way is cancelled.
-var errGivenUp = errors.New("given up: its pod is being stopped")
+var errGivenUp = fmt.Errorf("%w: its pod is being stopped", store.ErrState)
 
 // CreateContainer may be repeated: the kubelet does so after a timeout, and gets the same container.
 func (s *Server) CreateContainer(ctx context.Context, req *cri.CreateContainerRequest) (*cri.CreateContainerResponse, error) {
@@ -72,10 +72,10 @@ func (s *Server) makeContainer(ctx context.Context, c *container, want container
 		s.tell(cri.ContainerEventType_CONTAINER_CREATED_EVENT, c)
 		return nil
 	}
-	if errors.Is(err, context.Canceled) && context.Cause(ctx) != nil {
-		err = fmt.Errorf("%w: %w", err, context.Cause(ctx))
-	}
 	left := leftOver(err)
+	if errors.Is(context.Cause(ctx), errGivenUp) {
+		err = fmt.Errorf("%w: %w", err, errGivenUp)
+	}
 	if left == nil {
 		s.containers.remove(c.id, c.name, c)
 		return err
