@@ -56,6 +56,7 @@ func cniConfig(c config.Config) cni.Config {
 		BinDirs:        c.CNI.BinDirs,
 		CacheDir:       filepath.Join(c.Root, "cni"),
 		DefaultNetwork: c.CNI.DefaultNetwork,
+		ConfTemplate:   c.CNI.ConfTemplate,
 	}
 }
 
@@ -84,6 +85,7 @@ func serverConfig(c config.Config, monitor string) (server.Config, error) {
 	return server.Config{
 		Root:          filepath.Join(c.Root, "server"),
 		RunRoot:       filepath.Join(c.RunRoot, "server"),
+		StorageRoot:   storageConfig(c, nil).Root,
 		InitPath:      monitor,
 		Version:       versionText(),
 		CgroupParent:  parent,

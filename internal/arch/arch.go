@@ -16,7 +16,7 @@ type Rule struct {
 // Anything stands for every tree but test.
 const Anything = "*"
 
-// Rules are the arrows. Only test files, and test itself, may import test.
+// Rules are the arrows. Only test files and kits may import kits.
 var Rules = []Rule{
 	{"cmd", []string{Anything}},
 	// The monitor is kept small: what it may link is in Unlinked, too.
@@ -34,24 +34,25 @@ var Rules = []Rule{
 type Home struct {
 	Import string   // a path or the beginning of one
 	Trees  []string // where it may be imported, tests included
+	Tests  []string // where tests alone may import it
 	Why    string
 }
 
 // Homes are the imports that are kept.
 var Homes = []Home{
-	{"github.com/containers/", []string{"image", "storage"},
+	{"github.com/containers/", []string{"image", "storage"}, nil,
 		"a later move to the library's successor is then a change in two places"},
-	{"github.com/opencontainers/runc", []string{"oci/runtime", "conmon/worker", "cmd/orlop-conmon"},
+	{"github.com/opencontainers/runc", []string{"oci/runtime", "conmon/worker", "cmd/orlop-conmon"}, []string{"oci/spec"},
 		"libcontainer types stop at the runtime and the worker"},
-	{"google.golang.org/grpc", []string{"server", "cmd/orlop", "test"},
+	{"google.golang.org/grpc", []string{"server", "cmd/orlop", "test"}, nil,
 		"gRPC is the CRI edge's"},
-	{"k8s.io/", []string{"server", "oci/spec", "cmd/orlop", "test"},
+	{"k8s.io/", []string{"server", "oci/spec", "cmd/orlop", "test"}, nil,
 		"CRI types stop at the server and the spec"},
-	{"github.com/pelletier/go-toml", []string{"internal/config"},
+	{"github.com/pelletier/go-toml", []string{"internal/config"}, nil,
 		"configuration is read in one place"},
-	{"github.com/spf13/cobra", []string{"cmd"},
+	{"github.com/spf13/cobra", []string{"cmd"}, nil,
 		"flags are a command's"},
-	{"go.etcd.io/bbolt", []string{"server/store", "image", "storage"},
+	{"go.etcd.io/bbolt", []string{"server/store", "image", "storage"}, nil,
 		"records are a store's"},
 }
 
@@ -73,8 +74,8 @@ var NoGo = []string{"contrib", "completions", "docs", "examples"}
 // Allowed tells whether a package in directory from may import the one in directory to; both are relative to the
 // module's root. testFile is true for a _test.go file.
 func Allowed(from, to string, testFile bool) bool {
-	if inTree(to, "test") {
-		return testFile || inTree(from, "test")
+	if kit(to) {
+		return testFile || kit(from)
 	}
 	rule, ok := ruleOf(from)
 	if !ok {
@@ -90,6 +91,9 @@ func Allowed(from, to string, testFile bool) bool {
 	}
 	return false
 }
+
+// kit tells whether a package is for tests: those in test, and those beside what they help to test ("storagetest").
+func kit(dir string) bool { return inTree(dir, "test") || strings.HasSuffix(dir, "test") }
 
 func ruleOf(dir string) (Rule, bool) {
 	var best Rule
