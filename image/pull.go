@@ -321,9 +321,9 @@ func (j *job) stageOnce(ctx context.Context, i int) (_ *storage.StagedLayer, err
 	ahead := newReadAhead(plain)
 	defer func() {
 		cancel(nil) // ends a read that waits for the network, so that Close can wait for the reader
-		body.Close()
 		ahead.Close()
 		plain.Close()
+		body.Close() // last: it may not be closed under a read
 	}()
 	staged, err := s.store.StageLayer(ctx, storage.LayerSource{
 		Tar:          ahead,

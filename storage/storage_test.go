@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -206,6 +207,42 @@ func TestRootfs(t *testing.T) {
 	if err := s.DeleteImage(img); err != nil {
 		t.Error(err)
 	}
+	closeStore(t, s)
+	if left := mounts(t, cfg.Root); len(left) > 0 {
+		t.Errorf("mounts left: %v", left)
+	}
+}
+
+// TestRootfsInParallel makes and deletes root filesystems side by side, each ID twice at a time: a repeat that comes
+// while the first still runs gets the same mount point.
+func TestRootfsInParallel(t *testing.T) {
+	cfg := testConfig(t)
+	s := openStore(t, cfg)
+	img := putImage(t, s, "a:1", tarball(t, tar.Header{Name: "f"}))
+	var work sync.WaitGroup
+	for i := range 8 {
+		work.Go(func() {
+			o := RootfsOptions{ID: fmt.Sprint("c", i), ImageID: img}
+			var paths [2]string
+			var pair sync.WaitGroup
+			for j := range paths {
+				pair.Go(func() {
+					var err error
+					if paths[j], err = s.CreateRootfs(t.Context(), o); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			pair.Wait()
+			if paths[0] != paths[1] {
+				t.Errorf("%s: %v", o.ID, paths)
+			}
+			if err := s.DeleteRootfs(t.Context(), o.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	work.Wait()
 	closeStore(t, s)
 	if left := mounts(t, cfg.Root); len(left) > 0 {
 		t.Errorf("mounts left: %v", left)
