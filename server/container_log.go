@@ -19,7 +19,8 @@ func (s *Server) ReopenContainerLog(ctx context.Context, req *cri.ReopenContaine
 	if state := c.state(); state != store.ContainerRunning {
 		return nil, fmt.Errorf("container %s: reopen log: %w: it is %s and not running", c.id, store.ErrState, state)
 	}
-	if err := s.monitor.ReopenLog(ctx, string(c.id)); err != nil {
+	_, err = retry(ctx, func() (any, error) { return nil, s.monitor.ReopenLog(ctx, string(c.id)) })
+	if err != nil {
 		return nil, fmt.Errorf("container %s: reopen log: %w", c.id, err)
 	}
 	return &cri.ReopenContainerLogResponse{}, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -11,6 +12,9 @@ import (
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/store"
 )
+
+// updateTime bounds one change of limits. Reclaiming memory down to a new limit takes the kernel a while.
+const updateTime = time.Minute
 
 // UpdateContainerResources changes the limits of a container that is created or runs. What the request leaves out
 // stays as it is.
@@ -41,7 +45,11 @@ func (s *Server) updateContainer(ctx context.Context, c *container, changes *cri
 	if err != nil {
 		return err
 	}
-	if err := s.monitor.Update(ctx, string(c.id), limits); err != nil {
+	// From here on a caller who gives up changes nothing: the record must say what the kernel was told.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), updateTime)
+	defer cancel()
+	_, err = retry(ctx, func() (any, error) { return nil, s.monitor.Update(ctx, string(c.id), limits) })
+	if err != nil {
 		return err
 	}
 	return c.write(func(rec *store.Container) {
