@@ -109,6 +109,10 @@ func Open(cfg Config) (_ *Store, err error) {
 	if s.driver, err = s.store.GraphDriver(); err != nil {
 		return nil, fmt.Errorf("storage %s: driver: %w", cfg.Root, err)
 	}
+	// The root of a user namespace must get through to its root filesystem, whose own directory belongs to it.
+	if err := os.Chmod(filepath.Join(cfg.Root, "overlay"), 0o711); err != nil {
+		return nil, fmt.Errorf("storage: %w", err)
+	}
 	if err := s.repair(); err != nil {
 		return nil, fmt.Errorf("storage %s: repair: %w", cfg.Root, err)
 	}

@@ -121,6 +121,8 @@ func TestCreateFails(t *testing.T) {
 		"bad value":         {Net: true, Sysctls: map[string]string{"net.ipv4.ip_forward": "many"}},
 		"two lines":         {Net: true, Sysctls: map[string]string{"net.ipv4.ip_forward": "1\n1"}},
 		"user without maps": {User: true},
+		"user without root": {User: true, UIDs: []IDMap{{1, 200000, 10}}, GIDs: []IDMap{{0, 200000, 10}}},
+		"overlapping maps":  {User: true, UIDs: []IDMap{{0, 200000, 10}, {5, 300000, 10}}, GIDs: []IDMap{{0, 200000, 10}}},
 		"long host name":    {UTS: true, Hostname: strings.Repeat("x", 65)},
 	} {
 		o.Dir = filepath.Join(t.TempDir(), "ns")

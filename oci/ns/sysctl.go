@@ -68,8 +68,8 @@ func (o Options) check() error {
 			return fmt.Errorf("%w: sysctl %q: value %q is not one line", ErrInvalid, name, value)
 		}
 	}
-	if o.User && (len(o.UIDs) == 0 || len(o.GIDs) == 0) {
-		return fmt.Errorf("%w: a user namespace needs maps of user and group IDs", ErrInvalid)
+	if o.User && (!mapsRoot(o.UIDs) || !mapsRoot(o.GIDs)) {
+		return fmt.Errorf("%w: a user namespace needs maps of user and group IDs that have 0", ErrInvalid)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -39,6 +40,10 @@ func (o Options) holder(flags int) (*os.Process, error) {
 			UidMappings: idMaps(o.UIDs), GidMappings: idMaps(o.GIDs), GidMappingsEnableSetgroups: true,
 		},
 	})
+	if errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("%w: the kernel refuses the maps of user IDs %v or group IDs %v: they overlap, or have too many parts: %w",
+			ErrInvalid, o.UIDs, o.GIDs, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("user namespace: %w", err)
 	}
@@ -97,6 +102,11 @@ func (o Options) rootUID() uint32 {
 		}
 	}
 	return 0
+}
+
+// mapsRoot tells whether there is a root in the namespace: all that is set up in it belongs to root.
+func mapsRoot(in []IDMap) bool {
+	return slices.ContainsFunc(in, func(m IDMap) bool { return m.ContainerID == 0 && m.Size > 0 })
 }
 
 func idMaps(in []IDMap) []syscall.SysProcIDMap {

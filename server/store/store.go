@@ -47,7 +47,7 @@ type change struct {
 
 // Open opens or makes the file at path.
 func Open(path string) (*Store, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("records: %w", err)
 	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
