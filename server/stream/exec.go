@@ -30,8 +30,10 @@ func (s *Server) exec(ctx context.Context, r conmon.ExecRequest, st streams) (co
 	}
 	result, err := run(ctx, r, st)
 	switch {
+	case err != nil && ctx.Err() != nil:
+		return -1, fmt.Errorf("container %s: exec %q: %w", r.ID, r.Args[0], ctx.Err())
 	case err != nil:
-		return -1, fmt.Errorf("container %s: exec %q: %w", r.ID, r.Args[0], err)
+		return -1, err // the monitor has named container and command
 	case result.TimedOut:
 		return -1, fmt.Errorf("container %s: exec %q: killed after %s: %w", r.ID, r.Args[0], r.Timeout, conmon.ErrTimeout)
 	}
