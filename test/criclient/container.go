@@ -31,6 +31,11 @@ type Container struct {
 // ContainerMod changes the config of a container before it is made.
 type ContainerMod func(*cri.ContainerConfig)
 
+// Adopt returns a container of the pod that was made by TryCreate.
+func (p *Pod) Adopt(id string, config *cri.ContainerConfig) *Container {
+	return &Container{ID: id, Config: config, Pod: p, c: p.c}
+}
+
 // Run sets the command, that is, what replaces the image's entry point.
 func Run(command ...string) ContainerMod {
 	return func(c *cri.ContainerConfig) { c.Command, c.Args = command, nil }
@@ -84,7 +89,7 @@ func (p *Pod) Create(t testing.TB, config *cri.ContainerConfig) *Container {
 	if err != nil {
 		t.Fatalf("CreateContainer: %v", err)
 	}
-	return &Container{ID: id, Config: config, Pod: p, c: p.c}
+	return p.Adopt(id, config)
 }
 
 // TryCreate is Create for those who expect an error.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -45,7 +46,23 @@ func try(t testing.TB, pod *criclient.Pod, call string, mods ...criclient.Contai
 // sleeper is a container that runs until it is stopped, at once.
 func sleeper(t testing.TB, pod *criclient.Pod, mods ...criclient.ContainerMod) *criclient.Container {
 	t.Helper()
-	return pod.Container(t, probe, append([]criclient.ContainerMod{criclient.Run("/probe", "sleep")}, mods...)...)
+	ctr := pod.Container(t, probe, append([]criclient.ContainerMod{criclient.Run("/probe", "sleep")}, mods...)...)
+	waitCatches(t, ctr, syscall.SIGTERM)
+	return ctr
+}
+
+// waitCatches waits until the container's first process has a handler for sig: without one, the first process of a
+// PID namespace is immune to it.
+func waitCatches(t testing.TB, ctr *criclient.Container, sig syscall.Signal) {
+	t.Helper()
+	status := "/proc/" + itoa(ctr.Pid(t)) + "/status"
+	criclient.Eventually(t, 10*time.Second, "a handler for "+sig.String(), func() bool {
+		raw, _ := os.ReadFile(status)
+		_, mask, _ := strings.Cut(string(raw), "SigCgt:\t")
+		mask, _, _ = strings.Cut(mask, "\n")
+		caught, _ := strconv.ParseUint(mask, 16, 64)
+		return caught&(1<<(sig-1)) != 0
+	})
 }
 
 // variant pushes and pulls an image that differs from the probe image in its config only.

@@ -125,9 +125,9 @@ func TestLogRotationUnderLoad(t *testing.T) {
 		_, err := node.Runtime.ReopenContainerLog(t.Context(), &cri.ReopenContainerLogRequest{ContainerId: ctr.ID})
 		if err != nil {
 			// It ended meanwhile; then the old file is the log.
-			if ctr.Status(t).State != cri.ContainerState_CONTAINER_EXITED {
-				t.Fatalf("ReopenContainerLog: %v", err)
-			}
+			criclient.Eventually(t, time.Second, "end of the container after "+err.Error(), func() bool {
+				return ctr.Status(t).State == cri.ContainerState_CONTAINER_EXITED
+			})
 			break
 		}
 		if _, err := os.Stat(ctr.LogPath()); err != nil {

@@ -56,7 +56,7 @@ func run(m *testing.M) int {
 		return code
 	}
 	_ = flag.Set("test.parallel", "6") // they wait more than they compute
-	dir, err := os.MkdirTemp("/var/tmp", "orl-")
+	dir, err := stateDir()
 	if err == nil {
 		defer os.RemoveAll(dir)
 		err = setUp(dir, foreign)
@@ -71,6 +71,15 @@ func run(m *testing.M) int {
 		code = 1
 	}
 	return code
+}
+
+// stateDir can be passed by all users, as the root of a container in a user namespace is one of them.
+func stateDir() (string, error) {
+	dir, err := os.MkdirTemp("/var/tmp", "orl-")
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o755)
 }
 
 func setUp(dir, foreign string) (err error) {
@@ -181,7 +190,9 @@ func warmUp() error {
 	defer cancel()
 	config := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: criclient.Unique("warm"), Uid: "warm", Namespace: "test"},
-		Linux:    &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{}},
+		// The first port mapping makes chains that stay.
+		PortMappings: []*cri.PortMapping{{Protocol: cri.Protocol_TCP, HostPort: 18079, ContainerPort: 80}},
+		Linux:        &cri.LinuxPodSandboxConfig{SecurityContext: &cri.LinuxSandboxSecurityContext{}},
 	}
 	pod, err := node.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 	if err != nil {
@@ -218,7 +229,7 @@ var subnets atomic.Int32
 func another(t testing.TB, settings map[string]string, prepare ...func(*daemon.Daemon)) *daemon.Daemon {
 	t.Helper()
 	ours(t)
-	dir, err := os.MkdirTemp("/var/tmp", "orl-")
+	dir, err := stateDir()
 	if err != nil {
 		t.Fatal(err)
 	}

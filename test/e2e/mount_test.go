@@ -150,8 +150,8 @@ func TestRecursiveReadOnly(t *testing.T) {
 func TestImageVolume(t *testing.T) {
 	t.Parallel()
 	ours(t)
-	pod := node.Pod(t, criclient.HostNetwork)
 	img := variant(t, node, func(c *imgspec.ImageConfig) { c.Labels = map[string]string{"kind": "volume"} })
+	pod := node.Pod(t, criclient.HostNetwork)
 	mount := func(sub string) criclient.ContainerMod {
 		return criclient.Mount(&cri.Mount{ContainerPath: "/vol", Readonly: true, Image: &cri.ImageSpec{Image: img}, ImageSubPath: sub})
 	}

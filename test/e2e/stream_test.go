@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/httpstream"
+	"github.com/gorilla/websocket"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/portforward"
 	"k8s.io/client-go/tools/remotecommand"
@@ -294,43 +294,68 @@ func TestAttachTerminal(t *testing.T) {
 	})
 }
 
-// dialers are the two ways to a port of a pod.
-var dialers = map[string]func(at *url.URL) (httpstream.Dialer, error){
-	"websocket": func(at *url.URL) (httpstream.Dialer, error) {
-		return portforward.NewSPDYOverWebsocketDialer(at, &rest.Config{})
-	},
-	"spdy": func(at *url.URL) (httpstream.Dialer, error) {
-		transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
-		if err != nil {
-			return nil, err
-		}
-		return spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, at), nil
-	},
-}
-
 func TestPortForward(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t)
 	pod.Container(t, probe, criclient.Run("/probe", "serve", "8080")).WaitLog(t, "listening")
-	for name, dial := range dialers {
-		t.Run(name, func(t *testing.T) {
-			if name == "websocket" {
-				ours(t)
-			}
-			port, end := forward(t, pod, dial)
-			// Several connections at a time, each with more than a window of data.
-			var wg sync.WaitGroup
-			for range 4 {
-				wg.Go(func() { echoThrough(t, port) })
-			}
-			wg.Wait()
-			end()
-		})
+	t.Run("spdy", func(t *testing.T) {
+		port, end := forward(t, pod)
+		// Several connections at a time, each with more than a window of data.
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { echoThrough(t, port) })
+		}
+		wg.Wait()
+		end()
+	})
+	t.Run("websocket", func(t *testing.T) {
+		ours(t)
+		forwardFrames(t, pod)
+	})
+}
+
+// forwardFrames speaks the protocol of frames, each with the channel in its first byte: 0 for data, 1 for errors. Both
+// begin with the port in two bytes, the lower first.
+func forwardFrames(t testing.TB, pod *criclient.Pod) {
+	r, err := node.Runtime.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: pod.ID, Port: []int32{8080}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := url.Parse(r.Url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at.Scheme = "ws"
+	at.RawQuery = "port=8080"
+	dialer := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: 10 * time.Second}
+	c, answer, err := dialer.DialContext(t.Context(), at.String(), http.Header{"Origin": {"http://" + at.Host}})
+	if err != nil {
+		t.Fatalf("%v: %v", err, answer)
+	}
+	defer c.Close()
+	if err := c.WriteMessage(websocket.BinaryMessage, append([]byte{0}, "hello"...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	var got []byte
+	for len(got) < len("\x90\x1fhello") {
+		_, frame, err := c.ReadMessage()
+		if err != nil {
+			t.Fatalf("%v; so far %q", err, got)
+		}
+		if len(frame) > 0 && frame[0] == 0 {
+			got = append(got, frame[1:]...)
+		}
+	}
+	if string(got) != "\x90\x1fhello" {
+		t.Errorf("the data channel brought %q; want the port 8080 and the echo", got)
 	}
 }
 
 // forward opens a local port that leads to port 8080 of the pod.
-func forward(t testing.TB, pod *criclient.Pod, dial func(*url.URL) (httpstream.Dialer, error)) (port uint16, end func()) {
+func forward(t testing.TB, pod *criclient.Pod) (port uint16, end func()) {
 	t.Helper()
 	r, err := node.Runtime.PortForward(t.Context(), &cri.PortForwardRequest{PodSandboxId: pod.ID, Port: []int32{8080}})
 	if err != nil {
@@ -340,10 +365,11 @@ func forward(t testing.TB, pod *criclient.Pod, dial func(*url.URL) (httpstream.D
 	if err != nil {
 		t.Fatal(err)
 	}
-	dialer, err := dial(at)
+	transport, upgrader, err := spdy.RoundTripperFor(&rest.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
+	dialer := spdy.NewDialer(upgrader, &http.Client{Transport: transport}, http.MethodPost, at)
 	stop, ready := make(chan struct{}), make(chan struct{})
 	forwarder, err := portforward.NewOnAddresses(dialer, []string{"127.0.0.1"}, []string{"0:8080"}, stop, ready, io.Discard, io.Discard)
 	if err != nil {

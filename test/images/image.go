@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -255,30 +254,42 @@ func (img *Image) ConfigID() (string, error) {
 
 // Reconfigure returns the image with another config: the same layers under a new ID.
 func (img *Image) Reconfigure(change func(*imgspec.ImageConfig)) (*Image, error) {
-	if len(img.Manifests) > 0 {
-		return nil, errors.New("an index has several configs")
+	if len(img.Manifests) == 0 {
+		return img.reconfigure(img.Root, change)
 	}
-	var m imgspec.Manifest
-	if err := img.Root.decode(&m); err != nil {
-		return nil, err
-	}
-	out := &Image{}
-	for _, b := range img.Blobs {
-		if b.Digest != m.Config.Digest {
-			out.Blobs = append(out.Blobs, b)
-			continue
-		}
-		var full imgspec.Image
-		if err := b.decode(&full); err != nil {
+	var each []*Image
+	for _, m := range img.Manifests {
+		one, err := img.reconfigure(m, change)
+		if err != nil {
 			return nil, err
 		}
-		change(&full.Config)
-		b = JSON(m.Config.MediaType, full)
-		out.Blobs = append(out.Blobs, b)
-		m.Config = b.Descriptor
+		each = append(each, one)
 	}
-	out.Root = JSON(m.MediaType, m)
-	out.Root.Platform = img.Root.Platform
+	return Index(Format{Docker: img.Root.MediaType == dockerList}, each...), nil
+}
+
+// reconfigure makes an image of one manifest with another config.
+func (img *Image) reconfigure(root Blob, change func(*imgspec.ImageConfig)) (*Image, error) {
+	var m imgspec.Manifest
+	if err := root.decode(&m); err != nil {
+		return nil, err
+	}
+	blobs := map[digest.Digest]Blob{}
+	for _, b := range img.Blobs {
+		blobs[b.Digest] = b
+	}
+	var full imgspec.Image
+	if err := blobs[m.Config.Digest].decode(&full); err != nil {
+		return nil, err
+	}
+	change(&full.Config)
+	config := JSON(m.Config.MediaType, full)
+	m.Config = config.Descriptor
+	out := &Image{Root: JSON(m.MediaType, m), Blobs: []Blob{config}}
+	out.Root.Platform = root.Platform
+	for _, l := range m.Layers {
+		out.Blobs = append(out.Blobs, blobs[l.Digest])
+	}
 	return out, nil
 }
 

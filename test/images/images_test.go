@@ -67,18 +67,22 @@ func TestSaveRefusesWrongContent(t *testing.T) {
 }
 
 func TestReconfigure(t *testing.T) {
-	img := small(t, Format{}, "")
-	changed, err := img.Reconfigure(func(c *imgspec.ImageConfig) { c.User = "sailor" })
-	if err != nil {
-		t.Fatal(err)
-	}
-	before, _ := img.ConfigID()
-	after, err := changed.ConfigID()
-	if err != nil || before == after {
-		t.Errorf("config ID %s before, %s after: %v", before, after, err)
-	}
-	if err := changed.Save(t.TempDir(), "x"); err != nil {
-		t.Errorf("the changed image does not hold together: %v", err)
+	for name, img := range map[string]*Image{
+		"image": small(t, Format{}, ""),
+		"index": Index(Format{}, small(t, Format{}, "s390x"), small(t, Format{}, "")),
+	} {
+		changed, err := img.Reconfigure(func(c *imgspec.ImageConfig) { c.User = "sailor" })
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := img.ConfigID()
+		after, err := changed.ConfigID()
+		if err != nil || before == after {
+			t.Errorf("%s: config ID %s before, %s after: %v", name, before, after, err)
+		}
+		if err := changed.Save(t.TempDir(), "x"); err != nil {
+			t.Errorf("%s: the changed image does not hold together: %v", name, err)
+		}
 	}
 }
 
