@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 
-	cs "github.com/containers/storage"
 	graphdriver "github.com/containers/storage/drivers"
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +40,7 @@ func (s *Store) inheritImplied(output *graphdriver.DriverWithDifferOutput, paren
 // lowerDirs are the directories of a layer and of those below it, highest first. They are looked up one by one when
 // they are needed, and most often the highest is enough.
 type lowerDirs struct {
-	store cs.Store
+	store *library
 	next  string // ID of the highest layer that is not in dirs
 	dirs  []string
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 
 	cs "github.com/containers/storage"
@@ -50,6 +52,11 @@ func (s *Store) CreateRootfs(ctx context.Context, o RootfsOptions) (path string,
 		return "", fmt.Errorf("root filesystem %s: %w", o.ID, err)
 	}
 	path, err = s.store.Mount(o.ID, o.MountLabel)
+	if err == nil && len(o.UIDs) > 0 {
+		// The root of the user namespace must get through. The driver gives it the directory only where it can't map
+		// the IDs of the mount.
+		err = os.Chmod(filepath.Dir(path), 0o711)
+	}
 	if err != nil {
 		err = fmt.Errorf("root filesystem %s: mount: %w", o.ID, err)
 		return "", errors.Join(err, s.DeleteRootfs(context.WithoutCancel(ctx), o.ID))

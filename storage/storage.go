@@ -51,7 +51,7 @@ type Config struct {
 type Store struct {
 	cfg    Config
 	log    *slog.Logger
-	store  cs.Store
+	store  *library
 	driver graphdriver.Driver
 	lock   *os.File // flock, held as long as the store is open
 	usage  *usageCache
@@ -97,7 +97,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err := os.MkdirAll(s.TempDir(), 0o700); err != nil {
 		return nil, fmt.Errorf("storage: %w", err)
 	}
-	s.store, err = cs.GetStore(cs.StoreOptions{
+	opened, err := cs.GetStore(cs.StoreOptions{
 		GraphRoot:          cfg.Root,
 		RunRoot:            cfg.RunRoot,
 		GraphDriverName:    "overlay",
@@ -106,6 +106,7 @@ func Open(cfg Config) (_ *Store, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("storage %s: %w", cfg.Root, err)
 	}
+	s.store = &library{Store: opened}
 	if s.driver, err = s.store.GraphDriver(); err != nil {
 		return nil, fmt.Errorf("storage %s: driver: %w", cfg.Root, err)
 	}
