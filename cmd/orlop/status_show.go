@@ -59,12 +59,14 @@ func shortID(id string) string { return id[:min(len(id), idWidth)] }
 
 func (r *statusReport) writeTable(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(w, "%s %s\t\n", r.Name, r.Version)
+	fmt.Fprintf(w, "%s %s\n", r.Name, r.Version)
 	for _, c := range r.Conditions {
 		fmt.Fprintf(w, "%s\t%s\n", strings.ToLower(strings.TrimSuffix(c.Type, "Ready")), c.text())
 	}
 	fmt.Fprintf(w, "monitor\t%s\n", r.Monitor.text())
-	fmt.Fprintf(w, "to free\t%s\n", countText(len(r.Pending), "nothing", "thing"))
+	if len(r.Pending) > 0 {
+		fmt.Fprintf(w, "to free\t%d, see below\n", len(r.Pending))
+	}
 	if len(r.Pods) > 0 {
 		fmt.Fprintf(w, "\nPOD\tNAME\tSTATE\tAGE\tADDRESS\n")
 	}
@@ -99,7 +101,7 @@ func (m monitorReport) text() string {
 	if m.Err != "" {
 		return "does not answer: " + m.Err
 	}
-	return fmt.Sprintf("answers in %.1f ms, %d of %s run", m.AnsweredMillis, m.Running, countText(m.Containers, "no containers", "container"))
+	return fmt.Sprintf("answers in %.1f ms, %d running, %d ended", m.AnsweredMillis, m.Running, m.Containers-m.Running)
 }
 
 func (p pendingReport) subject() string {
@@ -107,16 +109,6 @@ func (p pendingReport) subject() string {
 		return "container " + shortID(p.Container)
 	}
 	return "pod " + shortID(p.Pod)
-}
-
-func countText(n int, none, one string) string {
-	switch n {
-	case 0:
-		return none
-	case 1:
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %ss", n, one)
 }
 
 // age is rounded to its two largest units at most: what matters is the order of magnitude.

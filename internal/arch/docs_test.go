@@ -57,3 +57,24 @@ func TestDocsNameWhatExists(t *testing.T) {
 func exempt(path string) bool {
 	return strings.HasPrefix(path, "server/pods/") || strings.HasPrefix(path, "storage/overlay") || strings.HasPrefix(path, "build/")
 }
+
+// TestDependenciesAreExplained wants the reason for each direct requirement of go.mod.
+func TestDependenciesAreExplained(t *testing.T) {
+	mod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(root, "docs/dependencies.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mod)) {
+		fields := strings.Fields(line)
+		if len(fields) != 2 || !strings.HasPrefix(line, "\t") {
+			continue // not a requirement, or an indirect one
+		}
+		if !strings.Contains(string(text), fields[0]) {
+			t.Errorf("docs/dependencies.md says nothing of %s", fields[0])
+		}
+	}
+}
