@@ -34,6 +34,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Images and packages that tests and the demo make or download.
 export ORLOP_TEST_CACHE ?= $(BUILD)/cache
 DEMO_IMAGE := $(BUILD)/demo-image
+TEST_IMAGES := $(BUILD)/test-images
 # What a test run uses instead of building it again.
 TEST_ENV := ORLOP_BIN=$(BIN) ORLOP_CNI_BIN=$(CNI) ORLOP_CONMON=$(BIN)/orlop-conmon PATH="$(BUILD)/tools/usr/bin:$$PATH"
 # The suites that drive a whole daemon and count what is on the machine run alone, after the others.
@@ -74,13 +75,18 @@ $(DEMO_IMAGE)/oci-layout: $(wildcard test/images/*.go test/images/mkimage/*.go)
 	@$(STEP) "making the demo image from Debian's packages" go run ./test/images/mkimage -o $(DEMO_IMAGE) nginx
 	@touch $@
 
+# Tests that run in a network namespace of their own can't fetch packages.
+.PHONY: test-images
+test-images: prerequisites-build
+	@$(STEP) "making the test images from Debian's packages" go run ./test/images/mkimage -o $(TEST_IMAGES) all
+
 prerequisites-%:
 	@contrib/prerequisites.sh $*
 
 run: prerequisites-run build demo-image ## run a pod and show it working, until Ctrl-C (as root; ONCE=1 ends by itself)
 	@ONCE=$(ONCE) contrib/run-demo.sh $(BUILD)
 
-test: prerequisites-run prerequisites-test build ## run every test that this machine can run (as root)
+test: prerequisites-run prerequisites-test build test-images ## run every test that this machine can run (as root)
 	@echo "==> testing; each package shows when it ends"
 	@all=$$(go list ./...) || exit 1; \
 	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -v '/test/e2e$$'); \
@@ -108,21 +114,20 @@ fuzz: ## run each fuzz target for FUZZTIME
 			echo "==> $$target in $${file%/*}"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$${file%/*}"; \
 		done; done
 
-bench: build ## run each benchmark for BENCHTIME (1x: once)
+bench: prerequisites-run build test-images ## run each benchmark for BENCHTIME (1x: once)
 	@$(TEST_ENV) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 60m ./...
 
-cover: prerequisites-run prerequisites-test build ## tell how much of the code the tests run (as root)
+cover: prerequisites-run prerequisites-test build test-images ## tell how much of the code the tests run (as root)
 	@$(TEST_ENV) go test -coverpkg=./... -coverprofile=$(BUILD)/cover.out -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/') >/dev/null
 	@go tool cover -func=$(BUILD)/cover.out | tail -n 1
 	@go tool cover -html=$(BUILD)/cover.out -o $(BUILD)/cover.html && echo "by line: $(BUILD)/cover.html"
 
 # In a virtual machine are cgroup v2, systemd, SELinux and user namespaces; it has no Go and no network.
 VM_PACKAGES := oci/cgroup oci/ns oci/runtime conmon storage server/host server/label server/cni test/e2e
-vm: build ## run the suites that depend on the kernel in a virtual machine
+vm: build test-images ## run the suites that depend on the kernel in a virtual machine
 	@test -x $(VM_RUN) || { echo "vm: no $(VM_RUN); set VM_RUN to a program that runs a command in a machine"; exit 1; }
 	@mkdir -p $(BUILD)/vm
 	@for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/vm/$$(echo $$p | tr / -).test ./$$p || exit 1; done
-	@go run ./test/images/mkimage -o $(BUILD)/vm/images all
 	@$(VM_RUN) --timeout 3000 -- contrib/vm-tests.sh $(VM_PACKAGES)
 
 completions docs: ## write completions/, docs/man and contrib/config anew from the commands

@@ -7,7 +7,7 @@ set -u
 src=$PWD
 export REQUIRE_KERNEL=1
 export ORLOP_BIN="$src/build/bin" ORLOP_CNI_BIN="$src/build/cni" ORLOP_CONMON="$src/build/bin/orlop-conmon"
-export ORLOP_TEST_IMAGES="$src/build/vm/images" ORLOP_TEST_CACHE=/var/tmp/orlop-cache TMPDIR=/var/tmp
+export ORLOP_TEST_IMAGES="$src/build/test-images" ORLOP_TEST_CACHE=/var/tmp/orlop-cache TMPDIR=/var/tmp
 status=0
 for package; do
 	binary=$src/build/vm/$(echo "$package" | tr / -).test
