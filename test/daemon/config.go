@@ -3,7 +3,6 @@ package daemon
 import (
 	"fmt"
 	"maps"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -36,12 +35,14 @@ func (d *Daemon) config() string {
 	return b.String()
 }
 
-// cgroup is the parent of all pods: a slice where systemd makes the cgroups, as the daemon's "auto" has it.
+// cgroup is the parent of all pods: a slice where systemd makes the cgroups, as the daemon's "auto" has it. It has
+// the directory in its name, so that what is below it is known to be this daemon's.
 func (d *Daemon) cgroup() string {
+	id := "orlop_test" + strings.NewReplacer("/", "_", "-", "_").Replace(d.Dir)
 	if kernel.Has(kernel.Systemd) {
-		return fmt.Sprintf("orloptest%d.slice", d.Subnet)
+		return id + ".slice"
 	}
-	return path.Join("/", fmt.Sprintf("orlop-test-%s", filepath.Base(d.Dir)))
+	return "/" + id
 }
 
 func (d *Daemon) cgroupDirs() []string { return []string{"/" + strings.TrimPrefix(d.cgroup(), "/")} }

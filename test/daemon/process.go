@@ -193,3 +193,24 @@ func (d *Daemon) Reboot() error {
 	}
 	return os.MkdirAll(run, 0o755)
 }
+
+// Sweep ends what daemons with directories right below base left because their suite was killed: processes that name
+// base in their arguments, the daemons' own cgroups, mounts below base. It touches nothing else, and returns whether
+// it found any.
+func Sweep(base string) (found bool, err error) {
+	configs, err := filepath.Glob(filepath.Join(base, "*", "orlop.toml"))
+	if err != nil {
+		return false, err
+	}
+	var errs []error
+	for _, c := range configs {
+		d := &Daemon{Options: Options{Dir: filepath.Dir(c)}}
+		errs = append(errs, d.killAll(), d.unmountAll(), d.removeCgroups())
+	}
+	servers, err := kernel.Find(base, string(Serve)) // registries
+	errs = append(errs, err)
+	for _, p := range servers {
+		errs = append(errs, unix.Kill(p.Pid, unix.SIGKILL))
+	}
+	return len(configs)+len(servers) > 0, errors.Join(errs...)
+}

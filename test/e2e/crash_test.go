@@ -61,6 +61,8 @@ func TestKillsUnderLoad(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
+	defer wg.Wait() // also if a kill ends the test
+	defer stop()
 	for range 2 {
 		seed := s.rng.Uint64()
 		wg.Go(func() { s.churn(ctx, rand.New(rand.NewPCG(seed, 2))) })

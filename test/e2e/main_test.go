@@ -49,20 +49,22 @@ func run(m *testing.M) int {
 		return 0
 	}
 	if foreign == "" && !kernel.InOwnNetwork() {
-		code, err := kernel.OwnNetwork()
-		if err != nil {
-			fmt.Println("e2e:", err)
-		}
-		return code
+		return inOwnNetwork()
 	}
 	_ = flag.Set("test.parallel", "6") // they wait more than they compute
-	dir, err := stateDir()
-	if err == nil {
-		defer os.RemoveAll(dir)
-		err = setUp(dir, foreign)
+	var err error
+	if base = os.Getenv(baseEnv); base == "" {
+		if base, err = stateDir(); err != nil {
+			fmt.Println("e2e:", err)
+			return 1
+		}
+		defer os.RemoveAll(base)
 	}
-	if err != nil {
+	if err := setUp(base, foreign); err != nil {
 		fmt.Println("e2e:", err)
+		if open != nil {
+			_ = open.Close() // its end is no news now
+		}
 		return 1
 	}
 	code := measured(m)
@@ -70,6 +72,36 @@ func run(m *testing.M) int {
 		fmt.Println("e2e: tear down:", err)
 		code = 1
 	}
+	return code
+}
+
+// baseEnv names the directory of this run's state to the process that does the work.
+const baseEnv = "ORLOP_E2E_DIR"
+
+// base is that directory; each daemon has one below it.
+var base string
+
+// inOwnNetwork runs the suite in a child process, and sweeps up after it if it was killed or panicked.
+func inOwnNetwork() int {
+	dir, err := stateDir()
+	if err == nil {
+		err = os.Setenv(baseEnv, dir)
+	}
+	if err != nil {
+		fmt.Println("e2e:", err)
+		return 1
+	}
+	code, err := kernel.OwnNetwork()
+	found, sweepErr := daemon.Sweep(dir)
+	if err = errors.Join(err, sweepErr); err != nil {
+		fmt.Println("e2e:", err)
+		return max(code, 1)
+	}
+	if found {
+		fmt.Println("e2e: the suite did not end by itself; what it left was swept up")
+		code = max(code, 1)
+	}
+	_ = os.RemoveAll(dir) // an empty directory at most
 	return code
 }
 
@@ -229,11 +261,8 @@ var subnets atomic.Int32
 func another(t testing.TB, settings map[string]string, prepare ...func(*daemon.Daemon)) *daemon.Daemon {
 	t.Helper()
 	ours(t)
-	dir, err := stateDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	d, err := daemon.New(daemon.Options{Dir: dir, Subnet: int(subnets.Add(1)) + 1, Settings: settings})
+	n := int(subnets.Add(1)) + 1
+	d, err := daemon.New(daemon.Options{Dir: filepath.Join(base, "d"+itoa(n)), Subnet: n, Settings: settings})
 	if err != nil {
 		t.Fatal(err)
 	}
