@@ -149,7 +149,7 @@ func (s *storm) started(ctx context.Context, id string) bool {
 // again repeats a call while the answer is that someone was away.
 func (s *storm) again(call func(context.Context) error) (err error) {
 	for range 200 {
-		ctx, cancel := context.WithTimeout(s.t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(s.t.Context(), criclient.Patient(20*time.Second))
 		err = call(ctx)
 		cancel()
 		if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {

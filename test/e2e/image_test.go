@@ -215,7 +215,7 @@ func TestPullOfNothing(t *testing.T) {
 		open.Host + "/UPPER:1":              {codes.InvalidArgument, ""},
 		open.Host + "/test/probe@sha256:00": {codes.InvalidArgument, ""},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(30*time.Second))
 		_, err := node.Image.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}})
 		cancel()
 		if err == nil {
@@ -381,7 +381,7 @@ func TestHostileImages(t *testing.T) {
 	defer os.Remove(images.Escaped)
 	for _, h := range hostile {
 		name := server.Add(h.Image, "hostile/"+h.Name, "1")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(time.Minute))
 		err := pull(ctx, d.Client, name)
 		cancel()
 		if err == nil && !h.Harmless {

@@ -218,7 +218,7 @@ func stock() (kernel.Snapshot, error) {
 
 // warmUp runs a pod with a container, execs in it and removes both.
 func warmUp() error {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), criclient.Patient(time.Minute))
 	defer cancel()
 	config := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: criclient.Unique("warm"), Uid: "warm", Namespace: "test"},

@@ -169,7 +169,7 @@ func TestEvents(t *testing.T) {
 	ctr := pod.Container(t, probe, criclient.Shell("exit 6"))
 	ctr.WaitExit(t)
 	ctr.Remove(t)
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(criclient.Patient(20 * time.Second))
 	for _, want := range []cri.ContainerEventType{
 		cri.ContainerEventType_CONTAINER_CREATED_EVENT, cri.ContainerEventType_CONTAINER_STARTED_EVENT,
 		cri.ContainerEventType_CONTAINER_STOPPED_EVENT, cri.ContainerEventType_CONTAINER_DELETED_EVENT,

@@ -57,7 +57,7 @@ func stream(t testing.TB, dial func(string) (remotecommand.Executor, error), add
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(time.Minute))
 	defer cancel()
 	return executor.StreamWithContext(ctx, o)
 }
