@@ -33,6 +33,10 @@ func (b *builder) seccomp() error {
 			return nil
 		}
 		b.spec.Linux.Seccomp = b.evaluateSeccomp(seccomp.DefaultProfile())
+		if b.in.Host.NoX32 {
+			b.spec.Linux.Seccomp.Architectures = slices.DeleteFunc(b.spec.Linux.Seccomp.Architectures,
+				func(a rspec.Arch) bool { return a == rspec.ArchX32 })
+		}
 		return nil
 	case cri.SecurityProfile_Localhost:
 		return b.localhostSeccomp(want.GetLocalhostRef())

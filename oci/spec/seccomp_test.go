@@ -2,12 +2,14 @@ package spec
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/profiles/seccomp"
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // TestSeccompAsItsLibrary: on the running kernel, our evaluation of the default profile gives what its own library
@@ -68,5 +70,28 @@ func TestSeccompKeepsProfile(t *testing.T) {
 	}
 	if got := second.Spec.Linux.Seccomp.Syscalls[0].Names[0]; got != want {
 		t.Errorf("a change to one spec reaches the next: %q, want %q", got, want)
+	}
+}
+
+func TestSeccompWithoutX32(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		in := Input{
+			Host: Host{Seccomp: true, NoX32: without, Arch: "amd64", KernelMajor: 6}, ID: "a", Rootfs: "/r", CgroupsPath: "/a/b",
+			Sandbox: &cri.PodSandboxConfig{},
+			Container: &cri.ContainerConfig{Command: []string{"x"}, Linux: &cri.LinuxContainerConfig{
+				SecurityContext: &cri.LinuxContainerSecurityContext{
+					Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+					NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
+				},
+			}},
+		}
+		out, err := Container(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		archs := out.Spec.Linux.Seccomp.Architectures
+		if slices.Contains(archs, rspec.ArchX32) == without || !slices.Contains(archs, rspec.ArchX86) {
+			t.Errorf("without x32 = %v: %v", without, archs)
+		}
 	}
 }

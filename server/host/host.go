@@ -2,8 +2,10 @@
 package host
 
 import (
+	"compress/gzip"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strconv"
@@ -26,6 +28,7 @@ func Detect(cgroups cgroup.Host) (spec.Host, error) {
 		SELinux:           label.Enabled(),
 		AppArmor:          appArmor(),
 		Seccomp:           seccomp(),
+		NoX32:             noX32(),
 		RecursiveReadOnly: recursiveReadOnly(),
 	}
 	var err error
@@ -110,4 +113,38 @@ func seccomp() bool {
 func recursiveReadOnly() bool {
 	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	return errors.Is(err, unix.EBADF)
+}
+
+// noX32 is true if the kernel's configuration is at hand and has no x32 ABI. Asking the kernel itself, by an x32 call,
+// would be the end of a daemon that runs under a filter.
+func noX32() bool {
+	config, err := kernelConfig()
+	if err != nil {
+		return false
+	}
+	for _, option := range []string{"\nCONFIG_X86_X32_ABI=y\n", "\nCONFIG_X86_X32=y\n"} { // before Linux 5.18: the latter
+		if strings.Contains(config, option) {
+			return false
+		}
+	}
+	return strings.Contains(config, "\nCONFIG_X86_64=y\n")
+}
+
+// kernelConfig is what the kernel was built with: from itself, or as distributions install it.
+func kernelConfig() (string, error) {
+	if f, err := os.Open("/proc/config.gz"); err == nil {
+		defer f.Close()
+		unpacked, err := gzip.NewReader(f)
+		if err != nil {
+			return "", err
+		}
+		text, err := io.ReadAll(unpacked)
+		return string(text), err
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", os.NewSyscallError("uname", err)
+	}
+	text, err := os.ReadFile("/boot/config-" + unix.ByteSliceToString(u.Release[:]))
+	return string(text), err
 }
