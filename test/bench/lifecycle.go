@@ -135,7 +135,7 @@ func (b *bench) container(script string) *cri.ContainerConfig {
 		LogPath:  "c.log",
 		Linux: &cri.LinuxContainerConfig{SecurityContext: &cri.LinuxContainerSecurityContext{
 			NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_CONTAINER},
-			Seccomp:          &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault},
+			Seccomp:          &cri.SecurityProfile{ProfileType: b.seccomp},
 		}},
 	}
 }

@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
 	"github.com/orlop/orlop/test/criclient"
 )
 
@@ -29,6 +31,7 @@ type options struct {
 	pods, runs   int
 	processes    []string // names of the runtime's own processes
 	cgroupParent string
+	seccomp      cri.SecurityProfile_ProfileType
 	logBytes     int64
 	idle         time.Duration
 	json         bool
@@ -37,6 +40,7 @@ type options struct {
 func main() {
 	var o options
 	var processes string
+	var unconfined bool
 	flag.StringVar(&o.endpoint, "endpoint", "", "CRI `endpoint`; without one a daemon is started")
 	flag.StringVar(&o.image, "image", "", "`image` of the pods")
 	flag.StringVar(&o.pull, "pull", "", "`image` whose pull is measured")
@@ -46,9 +50,13 @@ func main() {
 	flag.StringVar(&o.cgroupParent, "cgroup-parent", "/orlop-bench", "cgroup of the pods, as the runtime's driver wants it")
 	flag.Int64Var(&o.logBytes, "log-bytes", 200<<20, "how much a container writes while its log is measured")
 	flag.DurationVar(&o.idle, "idle", 20*time.Second, "for how long idle pods are watched")
+	flag.BoolVar(&unconfined, "unconfined", false, "run containers without a seccomp profile, as crictl does by default")
 	flag.BoolVar(&o.json, "json", false, "print JSON")
 	flag.Parse()
 	o.processes = strings.Split(processes, ",")
+	if unconfined {
+		o.seccomp = cri.SecurityProfile_Unconfined
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o); err != nil {
