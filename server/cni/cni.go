@@ -10,12 +10,15 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/containernetworking/cni/libcni"
 	"github.com/containernetworking/cni/pkg/types"
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/fsnotify/fsnotify"
 )
 
 // ErrInvalid is for requests that can't be passed to plugins; the text names the field.
@@ -67,10 +70,16 @@ type Network struct {
 	cfg     Config
 	log     *slog.Logger
 	plugins *libcni.CNIConfig
+	begun   begun
 	// turns bounds how many pods are being connected at a time: it is all processor time of short-lived processes.
 	turns chan struct{}
 
 	current atomic.Pointer[network]
+	doubt   chan struct{} // an ADD failed: is the network still able to work?
+	files   *fsnotify.Watcher
+	// collected is touched by reload alone, which runs once at a time.
+	collected bool
+
 	ctx     context.Context
 	cancel  context.CancelFunc
 	watcher sync.WaitGroup
@@ -90,7 +99,9 @@ func Open(cfg Config, log *slog.Logger) (*Network, error) {
 	n := &Network{
 		cfg: cfg, log: log,
 		plugins: libcni.NewCNIConfigWithCacheDir(cfg.BinDirs, cfg.CacheDir, &runner{}),
+		begun:   begun{filepath.Join(cfg.CacheDir, "begun")},
 		turns:   make(chan struct{}, max(4, 2*runtime.NumCPU())),
+		doubt:   make(chan struct{}, 1),
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	if err := n.watch(); err != nil {
@@ -116,10 +127,15 @@ func (n *Network) Status() error {
 }
 
 // Add connects the pod. If a plugin fails, DEL is run for what was done. A repeat for the same pod returns the first
-// result.
+// result; after a crash amid an earlier Add, what that one did is undone first. Calls for one pod come one at a time.
 func (n *Network) Add(ctx context.Context, p Pod) (Result, error) {
 	if done, ok := n.earlier(p); ok {
 		return done, nil
+	}
+	if half := n.begun.get(p.ID); half != nil {
+		if err := n.Del(ctx, p); err != nil {
+			return Result{}, fmt.Errorf("what an earlier try left: %w", err)
+		}
 	}
 	now := n.current.Load()
 	if now.err != nil {
@@ -129,32 +145,51 @@ func (n *Network) Add(ctx context.Context, p Pod) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	if err := n.turn(ctx); err != nil {
-		return Result{}, err
-	}
-	defer func() { <-n.turns }()
-	raw, err := n.plugins.AddNetworkList(ctx, now.list, rt)
-	var result Result
-	if err == nil {
-		result, err = parseResult(now.list.Name, raw)
-	}
+	done, err := n.turn(ctx)
 	if err != nil {
-		err = fmt.Errorf("network %s: %w", now.list.Name, err)
-		if derr := n.plugins.DelNetworkList(context.WithoutCancel(ctx), now.list, rt); derr != nil {
-			err = fmt.Errorf("%w (and what it had done is not undone: %w)", err, derr)
-		}
 		return Result{}, err
+	}
+	defer done()
+	result, err := n.add(ctx, now.list, rt)
+	if err != nil {
+		n.doubtNetwork()
+		return Result{}, fmt.Errorf("network %s: %w", now.list.Name, err)
 	}
 	return result, nil
 }
 
-func (n *Network) turn(ctx context.Context) error {
+func (n *Network) add(ctx context.Context, list *libcni.NetworkConfigList, rt *libcni.RuntimeConf) (Result, error) {
+	if err := n.begun.add(list, rt); err != nil {
+		return Result{}, err
+	}
+	var result Result
+	raw, err := n.plugins.AddNetworkList(ctx, list, rt)
+	if err == nil {
+		result, err = parseResult(list.Name, raw)
+	}
+	if err != nil {
+		if derr := n.plugins.DelNetworkList(context.WithoutCancel(ctx), list, rt); derr != nil {
+			return Result{}, fmt.Errorf("%w (and what it had done is not undone: %w)", err, derr)
+		}
+		return Result{}, errors.Join(err, n.begun.end(rt.ContainerID))
+	}
+	return result, n.begun.end(rt.ContainerID)
+}
+
+// turnTime is how long a pod is counted among those that are being connected. Whoever takes longer waits for something,
+// and uses no processor: a plugin that hangs for one pod must not keep others waiting.
+const turnTime = 2 * time.Second
+
+// turn waits until few enough pods are being connected. done gives the turn back.
+func (n *Network) turn(ctx context.Context) (done func(), err error) {
 	select {
 	case n.turns <- struct{}{}:
-		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return nil, fmt.Errorf("network: waiting for other pods' plugins: %w", ctx.Err())
 	}
+	giveBack := sync.OnceFunc(func() { <-n.turns })
+	timer := time.AfterFunc(turnTime, giveBack)
+	return func() { timer.Stop(); giveBack() }, nil
 }
 
 // earlier returns the result of an Add of this pod that is on record.
@@ -189,7 +224,7 @@ func parseResult(name string, raw types.Result) (Result, error) {
 	for _, ip := range r.IPs {
 		addr, ok := netip.AddrFromSlice(ip.Address.IP)
 		addr = addr.Unmap()
-		if !ok || !addr.IsValid() || addr.IsUnspecified() || addr.IsMulticast() {
+		if !ok || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() {
 			return Result{}, fmt.Errorf("result: %q is not an address for a pod", ip.Address.IP)
 		}
 		// Addresses of other interfaces than the pod's stay out: those of the host's side name no sandbox.
@@ -207,32 +242,38 @@ func parseResult(name string, raw types.Result) (Result, error) {
 // Del disconnects the pod with the configuration and result that Add used, also when NetNS is gone and after a
 // restart or a reboot. It succeeds if nothing is left.
 func (n *Network) Del(ctx context.Context, p Pod) error {
-	attachments, err := n.plugins.GetCachedAttachments(p.ID)
+	attachments, err := n.attachments(p.ID)
 	if err != nil {
-		return fmt.Errorf("network: %w", err)
-	}
-	if err := n.turn(ctx); err != nil {
 		return err
 	}
-	defer func() { <-n.turns }()
+	done, err := n.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	if len(attachments) == 0 {
 		return n.delUnknown(ctx, p)
 	}
 	var all []error
 	for _, a := range attachments {
-		list, err := libcni.NetworkConfFromBytes(a.Config)
-		if err != nil {
-			all = append(all, fmt.Errorf("network %s: its configuration of then: %w", a.Network, err))
-			continue
-		}
-		rt := &libcni.RuntimeConf{
-			ContainerID: a.ContainerID, NetNS: p.NetNS, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
-		}
-		if err := n.plugins.DelNetworkList(ctx, list, rt); err != nil {
+		if err := n.delAttachment(ctx, a, p.NetNS); err != nil {
 			all = append(all, fmt.Errorf("network %s: %w", a.Network, err))
 		}
 	}
-	return errors.Join(all...)
+	if len(all) > 0 {
+		return errors.Join(all...)
+	}
+	return n.begun.end(p.ID)
+}
+
+func (n *Network) delAttachment(ctx context.Context, a *libcni.NetworkAttachment, netns string) error {
+	list, err := libcni.NetworkConfFromBytes(a.Config)
+	if err != nil {
+		return fmt.Errorf("its configuration of then: %w", err)
+	}
+	return n.plugins.DelNetworkList(ctx, list, &libcni.RuntimeConf{
+		ContainerID: a.ContainerID, NetNS: netns, IfName: a.IfName, Args: a.CniArgs, CapabilityArgs: a.CapabilityArgs,
+	})
 }
 
 // delUnknown is for a pod whose Add left no record: it was never called, or was killed half-way, and the plugins may
@@ -252,18 +293,16 @@ func (n *Network) delUnknown(ctx context.Context, p Pod) error {
 	return nil
 }
 
-// Attached lists the IDs of the pods that have a cached ADD, for reconciliation at start.
+// Attached lists the IDs of the pods that plugins may hold something for, for reconciliation at start.
 func (n *Network) Attached() ([]string, error) {
-	if _, err := os.Stat(filepath.Join(n.cfg.CacheDir, "results")); errors.Is(err, os.ErrNotExist) {
-		return nil, nil
-	}
-	attachments, err := n.plugins.GetCachedAttachments("")
+	attachments, err := n.attachments("")
 	if err != nil {
-		return nil, fmt.Errorf("network: %w", err)
+		return nil, err
 	}
 	var ids []string
 	for _, a := range attachments {
 		ids = append(ids, a.ContainerID)
 	}
-	return ids, nil
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }

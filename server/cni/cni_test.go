@@ -140,12 +140,14 @@ func TestAddAndDel(t *testing.T) {
 
 func TestAddFails(t *testing.T) {
 	for name, tt := range map[string]struct{ script, want string }{
-		"error of the specification": {`[ "$CNI_COMMAND" = ADD ] && { echo '{"code":11,"msg":"no address left","details":"pool x"}'; exit 1; }`, "no address left"},
-		"garbage":                    {`[ "$CNI_COMMAND" = ADD ] && { echo garbage; exit 0; }`, "invalid character"},
-		"words on stderr":            {`[ "$CNI_COMMAND" = ADD ] && { echo "out of luck" >&2; exit 3; }`, "out of luck"},
+		"error of the specification": {`[ "$CNI_COMMAND" = ADD ] && { echo '{"code":11,"msg":"no address left","details":"pool x"}'; exit 1; }; exit 0`, "no address left"},
+		"garbage":                    {`[ "$CNI_COMMAND" = ADD ] && { echo garbage; exit 0; }; exit 0`, "invalid character"},
+		"words on stderr":            {`[ "$CNI_COMMAND" = ADD ] && { echo "out of luck" >&2; exit 3; }; exit 0`, "out of luck"},
 		"nothing":                    {`exit 0`, ""},
 		"no address":                 {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0"}'; exit 0`, "no plugin gave"},
 		"odd address":                {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"0.0.0.0/0"}]}'; exit 0`, "not an address"},
+		"loopback":                   {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"127.0.0.1/8"}]}'; exit 0`, "not an address"},
+		"long-winded":                {`[ "$CNI_COMMAND" = ADD ] && { head -c 100000 /dev/zero | tr '\0' x; exit 1; }; exit 0`, "xxx…"},
 		"endless output":             {`[ "$CNI_COMMAND" = ADD ] && exec cat /dev/zero; exit 0`, "longer than"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -154,7 +156,7 @@ func TestAddFails(t *testing.T) {
 			n.conf("10-fake.conflist", fakeList)
 			network := n.open()
 			got, err := network.Add(t.Context(), pod)
-			if err == nil || !strings.Contains(err.Error(), tt.want) {
+			if err == nil || !strings.Contains(err.Error(), tt.want) || len(err.Error()) > 2*maxWords {
 				t.Errorf("%+v, %v; want %q", got, err, tt.want)
 			}
 			if got := n.said("calls"); got != "ADD\nDEL\n" {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"runtime"
+	"strings"
 	"syscall"
 	"time"
 
@@ -35,12 +37,19 @@ func (*runner) FindInPath(plugin string, paths []string) (string, error) {
 }
 
 func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, environ []string) ([]byte, error) {
+	if stdout, ok := idle(stdin, environ); ok {
+		return stdout, nil
+	}
+	// A plugin ends with us: the DEL that follows a restart must find nobody at work. The kernel takes the end of this
+	// thread for ours, so the thread is kept.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	ctx, cancel := context.WithTimeout(ctx, pluginTime)
 	defer cancel()
 	var stdout, stderr bounded
 	cmd := exec.CommandContext(ctx, path)
 	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = drainTime
 	err := cmd.Run()
@@ -55,13 +64,25 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 	return nil, pluginError(path, err, stdout.kept, stderr.kept)
 }
 
+// maxWords bounds how much of what a plugin says about a failure is repeated, in bytes.
+const maxWords = 1000
+
 // pluginError is what a plugin that failed said: a JSON error on standard output if it keeps to the specification.
 func pluginError(path string, err error, stdout, stderr []byte) error {
 	said := &types.Error{}
 	if json.Unmarshal(stdout, said) == nil && said.Msg != "" {
+		said.Msg, said.Details = cut(said.Msg), cut(said.Details)
 		return said
 	}
-	return &types.Error{Msg: fmt.Sprintf("%s: %v: %.500q", path, err, bytes.TrimSpace(append(stdout, stderr...)))}
+	words := fmt.Sprintf("%q", bytes.TrimSpace(append(stdout, stderr...)))
+	return &types.Error{Msg: fmt.Sprintf("%s: %v: %s", path, err, cut(words))}
+}
+
+func cut(text string) string {
+	if len(text) <= maxWords {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxWords], "") + "…"
 }
 
 // bounded keeps the first bytes of an output, and ends the writer that goes on. Its error reaches a plugin as SIGPIPE.

@@ -44,6 +44,9 @@ func (n *Network) SetPodCIDR(cidr string) error {
 		return fmt.Errorf("cni.conf_template %s makes no network configuration: %w", n.cfg.ConfTemplate, err)
 	}
 	path := filepath.Join(n.cfg.ConfDir, generated)
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, out.Bytes()) {
+		return nil // the kubelet says it again after each of its starts
+	}
 	if err := os.WriteFile(path+".new", out.Bytes(), 0o644); err != nil {
 		return err
 	}

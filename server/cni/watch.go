@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,11 +11,13 @@ import (
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/utils"
 	"github.com/fsnotify/fsnotify"
 )
 
 const (
-	// settleTime is how long the conf directory must be quiet before it is read: files are written in parts.
+	// settleTime is how long after a change the conf directory is read: files are written in parts.
 	settleTime = 50 * time.Millisecond
 	// retryTime is how long after a configuration could not be used it is looked at again, while it can't: a plugin may
 	// have been installed meanwhile, or become able to work (STATUS), without a change in the conf directory.
@@ -37,6 +40,7 @@ func (n *Network) watch() error {
 		w.Close()
 		return fmt.Errorf("watch %s: %w", n.cfg.ConfDir, err)
 	}
+	n.files = w
 	n.reload()
 	n.watcher.Go(func() {
 		defer w.Close()
@@ -48,13 +52,21 @@ func (n *Network) watch() error {
 func (n *Network) follow(w *fsnotify.Watcher) {
 	timer := time.NewTimer(retryTime)
 	defer timer.Stop()
-	rearm := func() {
+	settling := false
+	changed := func() {
+		if !settling { // counted from the first change: who writes on and on must not put it off for ever
+			settling = true
+			timer.Reset(settleTime)
+		}
+	}
+	settled := func() {
+		settling = false
 		timer.Stop()
 		if n.current.Load().err != nil { // a node whose network works has no timer
 			timer.Reset(retryTime)
 		}
 	}
-	rearm()
+	settled()
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -66,14 +78,25 @@ func (n *Network) follow(w *fsnotify.Watcher) {
 					n.log.Error("network configuration is not watched any more", "dir", n.cfg.ConfDir, "err", err)
 				}
 			}
-			timer.Reset(settleTime)
+			changed()
 		case err := <-w.Errors:
 			n.log.Warn("network configuration is watched with gaps", "dir", n.cfg.ConfDir, "err", err)
-			timer.Reset(settleTime)
+			changed()
+		case <-n.doubt:
+			changed()
 		case <-timer.C:
 			n.reload()
-			rearm()
+			settled()
 		}
+	}
+}
+
+// doubtNetwork has it found out whether the network still works. A plugin that became unable to shows in an ADD first,
+// so that nobody need ask it time and again.
+func (n *Network) doubtNetwork() {
+	select {
+	case n.doubt <- struct{}{}:
+	default: // it will be looked at anyway
 	}
 }
 
@@ -87,12 +110,32 @@ func (n *Network) reload() {
 	if now.err == nil {
 		now.err = n.check(ctx, now.list)
 	}
+	if now.err == nil && !n.collected {
+		n.collected = true
+		n.collect(ctx, now.list)
+	}
 	n.current.Store(now)
 	switch {
 	case now.err != nil && (before == nil || before.err == nil || before.err.Error() != now.err.Error()):
 		n.log.Warn("network is not ready", "err", now.err)
 	case now.err == nil && (before == nil || before.err != nil || string(before.list.Bytes) != string(now.list.Bytes)):
 		n.log.Info("network is ready", "network", now.list.Name)
+	}
+}
+
+// collect lets plugins free what they hold for pods that nobody knows any more (GC, CNI 1.1). It is done once, before
+// the first pod is connected: while an ADD runs, its pod is not among those that are known.
+func (n *Network) collect(ctx context.Context, list *libcni.NetworkConfigList) {
+	attachments, err := n.attachments("")
+	valid := make([]types.GCAttachment, 0, len(attachments))
+	for _, a := range attachments {
+		valid = append(valid, types.GCAttachment{ContainerID: a.ContainerID, IfName: a.IfName})
+	}
+	if err == nil {
+		err = n.plugins.GCNetworkList(ctx, list, &libcni.GCArgs{ValidAttachments: valid})
+	}
+	if err != nil {
+		n.log.Warn("network: plugins may hold what no pod uses", "network", list.Name, "err", err)
 	}
 }
 
@@ -105,7 +148,7 @@ func (n *Network) load() (*libcni.NetworkConfigList, error) {
 	slices.Sort(files)
 	var all []error
 	for _, file := range files {
-		list, err := readConf(file)
+		list, err := n.readConf(file)
 		switch {
 		case err != nil:
 			all = append(all, err)
@@ -121,28 +164,67 @@ func (n *Network) load() (*libcni.NetworkConfigList, error) {
 	return nil, errors.Join(all...)
 }
 
-func readConf(file string) (*libcni.NetworkConfigList, error) {
+func (n *Network) readConf(file string) (*libcni.NetworkConfigList, error) {
 	var list *libcni.NetworkConfigList
 	var err error
 	if filepath.Ext(file) == ".conflist" {
-		list, err = libcni.NetworkConfFromFile(file)
-	} else {
-		var conf *libcni.PluginConfig
-		if conf, err = libcni.ConfFromFile(file); err == nil { //nolint:staticcheck // such files are still in use
-			if conf.Network.Type == "" {
-				err = errors.New("no \"type\" names a plugin")
-			} else {
-				list, err = libcni.ConfListFromConf(conf) //nolint:staticcheck // see above
-			}
+		if list, err = libcni.NetworkConfFromFile(file); err == nil {
+			err = n.inline(list)
 		}
+	} else {
+		list, err = readSingle(file)
 	}
-	if err == nil && len(list.Plugins) == 0 {
+	switch {
+	case err != nil:
+	case len(list.Plugins) == 0:
 		err = errors.New("the list of plugins is empty")
+	default:
+		if invalid := utils.ValidateNetworkName(list.Name); invalid != nil {
+			err = invalid
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return list, nil
+}
+
+// readSingle reads a file of one plugin: a form that is older than lists, and still in use.
+func readSingle(file string) (*libcni.NetworkConfigList, error) {
+	conf, err := libcni.ConfFromFile(file) //nolint:staticcheck // deprecated with the form
+	if err != nil {
+		return nil, err
+	}
+	return libcni.ConfListFromConf(conf) //nolint:staticcheck // see above
+}
+
+// inline puts the plugins that the library found in files of their own, in a directory with the network's name (CNI
+// 1.1), into the list's text: from that text alone DEL is run later. It also has that directory watched.
+func (n *Network) inline(list *libcni.NetworkConfigList) error {
+	if list.LoadOnlyInlinedPlugins || list.Name == "" {
+		return nil
+	}
+	own := filepath.Join(n.cfg.ConfDir, list.Name)
+	if err := n.files.Add(own); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("watch %s: %w", own, err)
+	}
+	var text map[string]json.RawMessage
+	if err := json.Unmarshal(list.Bytes, &text); err != nil {
+		return err
+	}
+	plugins := make([]json.RawMessage, len(list.Plugins))
+	for i, plugin := range list.Plugins {
+		plugins[i] = plugin.Bytes
+	}
+	var err error
+	if text["plugins"], err = json.Marshal(plugins); err != nil {
+		return err
+	}
+	text["loadOnlyInlinedPlugins"] = json.RawMessage("true")
+	list.Bytes, err = json.Marshal(text)
+	return err
 }
 
 // check finds out whether all plugins are installed, speak the configuration's version, and are able to work (STATUS,
