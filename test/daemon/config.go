@@ -47,6 +47,8 @@ func (d *Daemon) cgroup() string {
 
 func (d *Daemon) cgroupDirs() []string { return []string{"/" + strings.TrimPrefix(d.cgroup(), "/")} }
 
+func (d *Daemon) bridge() string { return fmt.Sprintf("orlop%d", d.Subnet) }
+
 // network is a bridge with a dual stack and port mappings.
 func (d *Daemon) network() string {
 	return fmt.Sprintf(`{
@@ -54,7 +56,7 @@ func (d *Daemon) network() string {
   "name": "pods",
   "plugins": [
     {
-      "type": "bridge", "bridge": "orlop%[1]d", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+      "type": "bridge", "bridge": %[3]q, "isGateway": true, "ipMasq": false, "hairpinMode": true,
       "ipam": {
         "type": "host-local", "dataDir": %[2]q,
         "ranges": [[{"subnet": "10.203.%[1]d.0/24"}], [{"subnet": "fd00:203:%[1]d::/64"}]],
@@ -64,5 +66,5 @@ func (d *Daemon) network() string {
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
-`, d.Subnet, filepath.Join(d.Dir, "leases"))
+`, d.Subnet, filepath.Join(d.Dir, "leases"), d.bridge())
 }

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/kernel"
 )
@@ -205,9 +207,21 @@ func (d *Daemon) Close() error {
 		defer cancel()
 		errs = append(errs, d.removePods(ctx), d.Stop())
 	}
-	errs = append(errs, d.Client.Close(), d.killAll(), d.unmountAll(), d.removeCgroups())
+	errs = append(errs, d.Client.Close(), d.killAll(), d.unmountAll(), d.removeCgroups(), d.removeBridge())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return os.RemoveAll(d.Dir)
+}
+
+// removeBridge removes what the bridge plugin makes once and leaves.
+func (d *Daemon) removeBridge() error {
+	link, err := netlink.LinkByName(d.bridge())
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(link)
 }

@@ -22,7 +22,8 @@ import (
 func plugin(t testing.TB, d *daemon.Daemon, script string) {
 	t.Helper()
 	path := filepath.Join(d.CNIBin, "broken")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+	const version = `if [ "$CNI_COMMAND" = VERSION ]; then echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0"]}'; exit; fi`
+	if err := os.WriteFile(path, []byte("#!/bin/sh\n"+version+"\n"+script+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(d.CNIDir, "10-pods.conflist")
@@ -65,7 +66,7 @@ func left(t testing.TB, d *daemon.Daemon) string {
 }
 
 // answer is what a plugin says on success: what it was given.
-const answer = `if [ "$CNI_COMMAND" = ADD ]; then sed 's/.*"prevResult"://; s/}$//' ; fi`
+const answer = `if [ "$CNI_COMMAND" = ADD ]; then sed 's/.*"prevResult"://; s/,"type":"broken"}$//' ; fi`
 
 // A plugin that fails ADD fails the pod, and leaves neither address nor namespace.
 func TestNetworkAddFails(t *testing.T) {
