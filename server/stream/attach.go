@@ -89,12 +89,13 @@ func (a *attached) unblock() error {
 		if err != nil {
 			return err
 		}
+		(*f).Close()
 		*f = pollable
 	}
 	return nil
 }
 
-// nonblocking takes a file over.
+// nonblocking is another descriptor of the same open file, which then does not block.
 func nonblocking(f *os.File) (*os.File, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -112,9 +113,7 @@ func nonblocking(f *os.File) (*os.File, error) {
 		unix.Close(dup)
 		return nil, os.NewSyscallError("attach", err)
 	}
-	name := f.Name()
-	f.Close()
-	return os.NewFile(uintptr(dup), name), nil
+	return os.NewFile(uintptr(dup), f.Name()), nil
 }
 
 // copyStdin copies the client's input. With stdin_once the container's input ends with the client's.

@@ -42,18 +42,18 @@ func TestAttachStdinOnce(t *testing.T) {
 	eachClient(t, func(t *testing.T, connect func(string) remotecommand.Executor) {
 		m := &localMonitor{}
 		s := newServer(t, m, allRunning{})
-		end := m.startContainer(t, `echo ready; n=$(wc -c); echo "$n bytes" >&3`, true)
+		end := m.startContainer(t, `read line; echo ready; n=$(wc -c); echo "$n bytes" >&3`, true)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		in, typing := io.Pipe()
-		go func() {
-			typing.Write([]byte("12345"))
+		go typing.Write([]byte("line\n12345"))
+		leave := func() { // not before it is attached
 			typing.Close()
 			cancel()
-		}()
+		}
 		// How it ends for this client is not the point.
 		_ = connect(attachURL(t, s, &cri.AttachRequest{Stdin: true, Stdout: true})).StreamWithContext(ctx,
-			remotecommand.StreamOptions{Stdin: in, Stdout: io.Discard})
+			remotecommand.StreamOptions{Stdin: in, Stdout: &firstWrite{then: leave}})
 		if said := end(); !strings.HasSuffix(said, " bytes\n") {
 			t.Errorf("%q", said)
 		}

@@ -144,12 +144,11 @@ func (m *localMonitor) Attach(context.Context, string) (*conmon.Attachment, erro
 		if slot.from == nil {
 			continue
 		}
-		// A descriptor that came through a socket blocks: Dup's does, too.
-		fd, err := unix.FcntlInt(slot.from.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		dup, err := nonblocking(slot.from)
 		if err != nil {
 			return nil, err
 		}
-		*slot.to = os.NewFile(uintptr(fd), "attached")
+		*slot.to = dup
 	}
 	return a, nil
 }
