@@ -14,6 +14,8 @@ import (
 	"github.com/orlop/orlop/test/kernel"
 )
 
+func TestMain(m *testing.M) { os.Exit(kernel.Main(m)) }
+
 func TestDetect(t *testing.T) {
 	h, err := Detect(cgroup.Host{Controllers: map[string]bool{"memory": true}})
 	if err != nil {

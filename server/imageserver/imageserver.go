@@ -14,6 +14,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/server/store"
 	"github.com/orlop/orlop/storage"
 )
 
@@ -39,6 +40,9 @@ type Server struct {
 	inUse  func(imageID string) bool
 }
 
+// handlerName is the only runtime handler, as RunPodSandbox and Status know it.
+const handlerName = "orlop"
+
 // New makes the service. inUse tells whether a container uses an image: such an image is not removed.
 func New(images Images, disk Disk, inUse func(imageID string) bool) *Server {
 	return &Server{images: images, disk: disk, inUse: inUse}
@@ -49,6 +53,9 @@ func (s *Server) PullImage(ctx context.Context, req *cri.PullImageRequest) (*cri
 	name, err := nameOf(req.GetImage())
 	if err != nil {
 		return nil, err
+	}
+	if h := req.GetImage().GetRuntimeHandler(); h != "" && h != handlerName {
+		return nil, fmt.Errorf("%w: image.runtime_handler %q: this node has \"\" and %q", store.ErrInvalid, h, handlerName)
 	}
 	id, err := s.images.Pull(ctx, name, authOf(req.GetAuth()))
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/image"
+	"github.com/orlop/orlop/server/store"
 	"github.com/orlop/orlop/storage"
 )
 
@@ -89,6 +90,12 @@ func TestImages(t *testing.T) {
 	}
 	if _, err := s.PullImage(ctx, &cri.PullImageRequest{}); !errors.Is(err, image.ErrInvalidName) {
 		t.Errorf("no name: %v", err)
+	}
+	for handler, want := range map[string]error{"orlop": nil, "kata": store.ErrInvalid} {
+		_, err := s.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: "nginx", RuntimeHandler: handler}})
+		if !errors.Is(err, want) {
+			t.Errorf("handler %s: %v", handler, err)
+		}
 	}
 	fs, err := s.ImageFsInfo(ctx, &cri.ImageFsInfoRequest{})
 	if err != nil || fs.ImageFilesystems[0].UsedBytes.Value != 5 || fs.ImageFilesystems[0].FsId.Mountpoint != "/layers" {

@@ -12,6 +12,8 @@ import (
 	"github.com/orlop/orlop/test/kernel"
 )
 
+func TestMain(m *testing.M) { os.Exit(kernel.Main(m)) }
+
 func TestPodsAreKeptApart(t *testing.T) {
 	kernel.Require(t, kernel.Root, kernel.SELinux)
 	a, err := Pod(nil)

@@ -14,6 +14,7 @@ import (
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/mountinfo"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/host"
@@ -47,11 +48,11 @@ func (s Sources) Mounts(ctx context.Context, mounts []*cri.Mount) ([]spec.Mount,
 
 func (s Sources) source(ctx context.Context, index int, m *cri.Mount) (string, error) {
 	if m.GetImage().GetImage() != "" {
-		root, err := s.Image(ctx, index, m)
+		path, err := s.image(ctx, index, m)
 		if err != nil {
-			return "", err
+			err = fmt.Errorf("%w: %w", crierrors.ErrImageVolumeMountFailed, err) // a word that clients look for
 		}
-		return below(root, m.GetImageSubPath())
+		return path, err
 	}
 	source, err := hostPath(m.GetHostPath())
 	if err != nil {
@@ -66,6 +67,14 @@ func (s Sources) source(ctx context.Context, index int, m *cri.Mount) (string, e
 		}
 	}
 	return source, nil
+}
+
+func (s Sources) image(ctx context.Context, index int, m *cri.Mount) (string, error) {
+	root, err := s.Image(ctx, index, m)
+	if err != nil {
+		return "", err
+	}
+	return below(root, m.GetImageSubPath())
 }
 
 // hostPath resolves links now, so that what is mounted is what was checked.
