@@ -124,10 +124,11 @@ cover: prerequisites-run prerequisites-test build test-images ## tell how much o
 
 # In a virtual machine are cgroup v2, systemd, SELinux and user namespaces; it has no Go and no network.
 VM_PACKAGES := oci/cgroup oci/ns oci/runtime conmon storage server/host server/label server/cni test/e2e
-vm: build test-images ## run the suites that depend on the kernel in a virtual machine
+vm: build test-images demo-image ## run the suites that depend on the kernel in a virtual machine
 	@test -x $(VM_RUN) || { echo "vm: no $(VM_RUN); set VM_RUN to a program that runs a command in a machine"; exit 1; }
 	@mkdir -p $(BUILD)/vm
 	@for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/vm/$$(echo $$p | tr / -).test ./$$p || exit 1; done
+	@$(VM_RUN) --timeout 600 -- contrib/vm-systemd.sh
 	@$(VM_RUN) --timeout 3000 -- contrib/vm-tests.sh $(VM_PACKAGES)
 
 completions docs: ## write completions/, docs/man and contrib/config anew from the commands

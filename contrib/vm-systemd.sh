@@ -1,0 +1,35 @@
+#!/bin/sh
+# Installs what `make` built into this machine and runs it as a systemd service: the service gets ready, a pod runs, and
+# a restart of the service is invisible to it. For a machine that is thrown away; `make vm` calls it.
+set -eux
+
+install -m 0755 -t /usr/local/bin build/bin/orlop build/bin/orlop-conmon
+mkdir -p /opt/cni/bin /etc/cni/net.d /etc/orlop
+install -m 0755 -t /opt/cni/bin build/cni/*
+cp contrib/cni/10-orlop.conflist /etc/cni/net.d
+cp contrib/config/orlop.toml /etc/orlop
+cp contrib/systemd/orlop.service /run/systemd/system
+systemctl daemon-reload
+
+systemctl start orlop # returns when it is ready, Type=notify
+orlop status
+orlop image load build/demo-image localhost/orlop-demo/nginx:1
+orlop pod run examples/pod.yaml examples/container.yaml
+test "$(orlop exec nginx -- cat /proc/1/oom_score_adj)" = 0 # and not the service's own
+before=$(orlop status -o json | grep '"id"')
+
+main=$(systemctl show -P MainPID orlop)
+systemctl restart orlop
+test "$(systemctl show -P MainPID orlop)" != "$main"
+test "$(orlop status -o json | grep '"id"')" = "$before"
+test "$(orlop exec nginx -- cat /etc/hostname)" = web
+curl -sSf http://127.0.0.1:8080/ | grep -q Orlop
+
+kill -KILL "$(systemctl show -P MainPID orlop)"
+until orlop status >/dev/null 2>&1; do sleep 0.2; done # Restart=always
+orlop logs nginx | grep -q 'GET / HTTP'
+orlop status | grep -q 'web.*ready'
+
+orlop pod rm --all
+systemctl stop orlop
+until ! pgrep orlop; do sleep 0.2; done # the monitor ends when it has nothing left
