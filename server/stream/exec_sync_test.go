@@ -2,6 +2,7 @@ package stream
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -84,6 +85,21 @@ func TestExecSyncBoundsOutput(t *testing.T) {
 	}
 }
 
+// A grandchild that never stops writing does not keep the answer back.
+func TestExecSyncBesideFlood(t *testing.T) {
+	s := newServer(t, &localMonitor{}, allRunning{})
+	got, err := s.ExecSync(t.Context(), &cri.ExecSyncRequest{
+		ContainerId: "c", Cmd: []string{"sh", "-c", "yes & echo $! >&2; exit 2"},
+	})
+	if err != nil || got.ExitCode != 2 {
+		t.Fatalf("%d, %v", got.GetExitCode(), err)
+	}
+	eventually(t, "it ends by itself, as nobody reads it any more", func() bool {
+		_, err := os.Stat("/proc/" + strings.TrimSpace(string(got.Stderr)))
+		return err != nil
+	})
+}
+
 func TestFit(t *testing.T) {
 	const half = maxAnswerBytes / 2
 	for _, tt := range []struct{ a, b, wantA, wantB int }{
@@ -153,8 +169,15 @@ func TestRequestsAreChecked(t *testing.T) {
 	}
 }
 
+// instantMonitor has run everything already: what is left is the cost of this package.
+type instantMonitor struct{ *localMonitor }
+
+func (instantMonitor) Exec(context.Context, conmon.ExecRequest, conmon.Stdio) (conmon.ExecResult, error) {
+	return conmon.ExecResult{}, nil
+}
+
 func BenchmarkExecSync(b *testing.B) {
-	s := newServer(b, &localMonitor{}, allRunning{})
+	s := newServer(b, instantMonitor{}, allRunning{})
 	req := &cri.ExecSyncRequest{ContainerId: "c", Cmd: []string{"/bin/true"}}
 	for b.Loop() {
 		if _, err := s.ExecSync(b.Context(), req); err != nil {

@@ -37,9 +37,9 @@ func (p pipe) close() {
 
 const (
 	copyBytes = 32 << 10
-	// maxLeft is more than a pipe or terminal holds (64 KiB), so it takes all that a process wrote before its end,
-	// and bounds what its grandchildren can add.
-	maxLeft = 128 << 10
+	// maxLeft is the most that a process can make a pipe hold (pipe(7), pipe-max-size), so it takes all that a process
+	// wrote before its end, and bounds what its grandchildren can add.
+	maxLeft = 1 << 20
 )
 
 // buffers are for copies: a probe that writes a line should not cost tens of kilobytes each time.
