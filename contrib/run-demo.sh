@@ -104,7 +104,7 @@ write_files() {
 
 start_daemon() {
 	# A session of its own: Ctrl-C is for this script, which then ends the daemon after its pods.
-	setsid "$build/bin/orlop" serve --config "$config" 2>"$dir/serve.log" &
+	setsid "$build/bin/orlop" serve --config "$config" 2>>"$dir/serve.log" &
 	daemon=$!
 	if ! until_true 30 answers_or_gone || ! kill -0 "$daemon" 2>/dev/null; then
 		echo "run-demo: orlop serve does not answer; its log:" >&2
@@ -159,6 +159,7 @@ cgroups() { find /sys/fs/cgroup -type d \( -name orlop-demo -o -name orlopdemo.s
 # leftovers prints what a clean end does not leave.
 leftovers() {
 	processes | sed 's/^/process /'
+	members | sed 's/^/process in a cgroup /'
 	mounts | sed 's/^/mount /'
 	find "$dir/leases" -name '10.*' 2>/dev/null | sed 's/^/lease /'
 }
@@ -171,10 +172,13 @@ end_daemon() {
 	until_true 10 no_processes || :
 }
 
+# members prints the processes in the pods' cgroups: containers' arguments do not name our directory.
+members() { cgroups | while read -r top; do find "$top" -name cgroup.procs -exec cat {} +; done | sort -u; }
+
 # force removes what is left after a failure, so that a demo that went wrong leaves nothing either.
 force() {
 	local pid m
-	processes | while read -r pid _; do kill -KILL "$pid" 2>/dev/null || :; done
+	{ processes; members; } | while read -r pid _; do kill -KILL "$pid" 2>/dev/null || :; done
 	until_true 5 no_processes || :
 	for m in $(mounts); do umount -l "$m" || :; done
 }
@@ -204,7 +208,12 @@ clean_up() {
 	trap '' INT TERM
 	title "removing all of it"
 	local status=0 left
-	if [ -n "$daemon" ] && kill -0 "$daemon" 2>/dev/null; then
+	if [ -n "$daemon" ] && ! kill -0 "$daemon" 2>/dev/null; then
+		echo "run-demo: orlop serve has died; another one takes over" >&2
+		status=1
+		start_daemon || :
+	fi
+	if [ -n "$daemon" ]; then
 		orlop pod rm --all || status=1
 	fi
 	end_daemon

@@ -22,7 +22,7 @@ const adminName = "orlop.v1.Admin"
 // adminMethods is [admin]; gRPC checks what is registered against it.
 type adminMethods interface {
 	loadImage(ctx context.Context, req *structpb.Struct) (*wrapperspb.StringValue, error)
-	monitorState(ctx context.Context, req *emptypb.Empty) (*structpb.Struct, error)
+	monitorStatus(ctx context.Context, req *emptypb.Empty) (*structpb.Struct, error)
 }
 
 var adminService = grpc.ServiceDesc{
@@ -30,7 +30,7 @@ var adminService = grpc.ServiceDesc{
 	HandlerType: (*adminMethods)(nil),
 	Methods: []grpc.MethodDesc{
 		unaryMethod("LoadImage", adminMethods.loadImage),
-		unaryMethod("MonitorState", adminMethods.monitorState),
+		unaryMethod("MonitorStatus", adminMethods.monitorStatus),
 	},
 }
 
@@ -61,8 +61,8 @@ func (a admin) loadImage(ctx context.Context, req *structpb.Struct) (*wrapperspb
 	return wrapperspb.String(id), err
 }
 
-// monitorState asks the monitor and tells how long its answer took, in milliseconds, and how many containers it has.
-func (a admin) monitorState(ctx context.Context, _ *emptypb.Empty) (*structpb.Struct, error) {
+// monitorStatus asks the monitor and tells how long its answer took, in milliseconds, and how many containers it has.
+func (a admin) monitorStatus(ctx context.Context, _ *emptypb.Empty) (*structpb.Struct, error) {
 	began := time.Now()
 	list, err := a.monitor.List(ctx)
 	if err != nil {

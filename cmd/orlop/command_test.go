@@ -69,7 +69,7 @@ func TestCommandsSayThatNoDaemonAnswers(t *testing.T) {
 	if err := os.WriteFile(file, []byte("socket = \""+socket+"\"\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"status"}, {"logs", "x"}, {"exec", "x", "--", "true"}, {"pod", "rm", "--all"}, {"image", "load", "x", "y"}} {
+	for _, args := range [][]string{{"status"}, {"logs", "x"}, {"exec", "x", "--", "true"}, {"pod", "rm", "--all"}, {"image", "load", ".", "y"}} {
 		_, err := execute(t, append(args, "--config", file)...)
 		if args[0] == "exec" {
 			_, err = execute(t, "--config", file, "exec", "x", "--", "true")

@@ -128,7 +128,7 @@ func (d *fakeDaemon) loadImage(_ context.Context, req *structpb.Struct) (*wrappe
 	return wrapperspb.String("cafe"), nil
 }
 
-func (d *fakeDaemon) monitorState(context.Context, *emptypb.Empty) (*structpb.Struct, error) {
+func (d *fakeDaemon) monitorStatus(context.Context, *emptypb.Empty) (*structpb.Struct, error) {
 	if d.monitorErr != nil {
 		return nil, d.monitorErr
 	}
@@ -255,6 +255,10 @@ func TestStatusJSON(t *testing.T) {
 func TestImageLoadSendsAnAbsolutePath(t *testing.T) {
 	d := newFakeDaemon()
 	args, _ := serveFake(t, d)
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("layout", 0o755); err != nil {
+		t.Fatal(err)
+	}
 	out, err := execute(t, append(args, "image", "load", "layout", "localhost/x:1")...)
 	if err != nil || out != "cafe\n" {
 		t.Errorf("image load: %q, %v", out, err)

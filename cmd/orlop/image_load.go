@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,9 @@ func newImageLoadCommand(flags *configFlags) *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path, err := filepath.Abs(args[0]) // the daemon's working directory is another
 			if err != nil {
+				return err
+			}
+			if _, err := os.Stat(path); err != nil {
 				return err
 			}
 			req, err := structpb.NewStruct(map[string]any{"path": path, "name": args[1]})

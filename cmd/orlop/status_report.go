@@ -90,7 +90,7 @@ func (r *statusReport) askStatus(ctx context.Context, c *client) error {
 // askMonitor reports an error instead of returning it: the rest is wanted all the more.
 func (r *statusReport) askMonitor(ctx context.Context, c *client) error {
 	state := new(structpb.Struct)
-	if err := c.conn.Invoke(ctx, "/"+adminName+"/MonitorState", new(emptypb.Empty), state); err != nil {
+	if err := c.conn.Invoke(ctx, "/"+adminName+"/MonitorStatus", new(emptypb.Empty), state); err != nil {
 		r.Monitor.Err = err.Error()
 		return nil
 	}
