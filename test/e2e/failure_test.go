@@ -210,7 +210,6 @@ func TestBadPods(t *testing.T) {
 	for name, change := range map[string]func(*cri.PodSandboxConfig){
 		"no metadata":   func(p *cri.PodSandboxConfig) { p.Metadata = nil },
 		"no name":       func(p *cri.PodSandboxConfig) { p.Metadata.Name = "" },
-		"no UID":        func(p *cri.PodSandboxConfig) { p.Metadata.Uid = "" },
 		"hostname":      func(p *cri.PodSandboxConfig) { p.Hostname = strings.Repeat("x", 300) },
 		"sysctl":        func(p *cri.PodSandboxConfig) { p.Linux.Sysctls = map[string]string{"kernel.panic": "1"} },
 		"sysctl path":   func(p *cri.PodSandboxConfig) { p.Linux.Sysctls = map[string]string{"../../x": "1"} },
