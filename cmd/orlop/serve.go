@@ -17,6 +17,7 @@ import (
 	"github.com/orlop/orlop/internal/config"
 	"github.com/orlop/orlop/server/imageserver"
 	"github.com/orlop/orlop/server/rpc"
+	"github.com/orlop/orlop/server/stream"
 )
 
 func newServeCommand(flags *configFlags) *cobra.Command {
@@ -41,6 +42,7 @@ func newServeCommand(flags *configFlags) *cobra.Command {
 // serve runs until ctx is done. What was opened is closed in the reverse order.
 func serve(ctx context.Context, c config.Config, log *slog.Logger) (err error) {
 	began := time.Now()
+	stream.LogLibrary(log)
 	in, err := lockInstance(c)
 	if err != nil {
 		return err
