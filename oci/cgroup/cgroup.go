@@ -1,15 +1,19 @@
 // Package cgroup names the cgroups of pods and containers, and reads and kills what is in them, on cgroup v1 and v2.
-// It never uses D-Bus: with the systemd driver, slices are the kubelet's to make or come into being with a
-// container's scope, which libcontainer asks systemd for.
+// It makes nothing with the systemd driver: slices are the kubelet's to make or come into being with a container's
+// scope, which libcontainer asks systemd for.
 package cgroup
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -146,8 +150,9 @@ func expandSlice(slice string) (string, error) {
 }
 
 // EnsurePod makes the pod's cgroup (cgroup_parent) in each hierarchy where it is missing and returns the
-// directories that it made, outermost first and as [Host.Dir] has them; they are what Remove is given later. With the
-// systemd driver it makes nothing.
+// directories that it made, outermost first and as [Host.Dir] has them; they are what Remove is given later. On v2 it
+// also has the controllers handed down to it, so that the pod is counted as a whole. With the systemd driver it makes
+// nothing: a directory that systemd does not know would lose its limits at systemd's next look.
 func (h Host) EnsurePod(parent string) (made []string, err error) {
 	dir, err := h.parentDir(parent)
 	if err != nil || h.Systemd {
@@ -165,6 +170,9 @@ func (h Host) EnsurePod(parent string) (made []string, err error) {
 		}
 		if err != nil {
 			return made, fmt.Errorf("cgroup %s: %w", dir, err)
+		}
+		if h.V2 {
+			h.handDown(filepath.Dir(level))
 		}
 	}
 	return made, nil
@@ -190,6 +198,29 @@ func (h Host) makeLevel(dir string) (isNew bool, err error) {
 	return isNew, nil
 }
 
+// handDown gives the cgroups below dir all controllers that dir has (cgroups(7), cgroup.subtree_control). One that can't
+// be given is left out: a controller is not worth a pod, and processes in dir itself forbid most of them.
+func (h Host) handDown(dir string) {
+	control := filepath.Join(h.path("", dir), "cgroup.subtree_control")
+	has, err := os.ReadFile(filepath.Join(h.path("", dir), "cgroup.controllers"))
+	if err != nil {
+		return
+	}
+	given, _ := os.ReadFile(control)
+	var missing []string
+	for controller := range strings.FieldsSeq(string(has)) {
+		if !slices.Contains(strings.Fields(string(given)), controller) {
+			missing = append(missing, "+"+controller)
+		}
+	}
+	if len(missing) == 0 || os.WriteFile(control, []byte(strings.Join(missing, " ")), 0) == nil {
+		return
+	}
+	for _, controller := range missing { // the kernel takes all of one write or none
+		_ = os.WriteFile(control, []byte(controller), 0)
+	}
+}
+
 // inheritCpuset gives a new cgroup of v1 its parent's processors and memory nodes: with none, no process can join
 // (cpuset(7)).
 func inheritCpuset(path string) error {
@@ -205,20 +236,50 @@ func inheritCpuset(path string) error {
 	return nil
 }
 
-// Remove removes empty cgroups, innermost first, and succeeds for those that are gone or in use by others.
+// Remove removes empty cgroups, innermost first, and succeeds for those that are gone or in use by others. The last of
+// them is the pod's own.
 func (h Host) Remove(made []string) error {
 	var all []error
-	for _, dir := range slices.Backward(made) {
-		for _, hierarchy := range h.hierarchies {
-			err := unix.Rmdir(h.path(hierarchy, dir))
-			switch {
-			case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
-			default:
-				all = append(all, fmt.Errorf("cgroup %s: %w", dir, os.NewSyscallError("rmdir", err)))
-			}
+	for i, dir := range slices.Backward(made) {
+		gone, err := h.removeLevel(dir)
+		if err == nil && gone && h.Systemd && i == len(made)-1 {
+			err = stopSlice(filepath.Base(dir))
+		}
+		if err != nil {
+			all = append(all, fmt.Errorf("cgroup %s: %w", dir, err))
 		}
 	}
 	return errors.Join(all...)
+}
+
+func (h Host) removeLevel(dir string) (gone bool, err error) {
+	gone = true
+	for _, hierarchy := range h.hierarchies {
+		err := unix.Rmdir(h.path(hierarchy, dir))
+		switch {
+		case err == nil, errors.Is(err, unix.ENOENT):
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+			gone = false
+		default:
+			return false, os.NewSyscallError("rmdir", err)
+		}
+	}
+	return gone, nil
+}
+
+// stopTime bounds how long systemd is waited for.
+const stopTime = 10 * time.Second
+
+// stopSlice has systemd forget a pod's slice, which came into being with the pod's first scope: it would keep the unit,
+// without a cgroup, until the node's next start. The slices around it are other pods', too, and stay.
+func stopSlice(unit string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", "stop", "--no-block", "--quiet", unit).CombinedOutput()
+	if err == nil || bytes.Contains(out, []byte("not loaded")) { // no container was ever started in it
+		return nil
+	}
+	return fmt.Errorf("systemctl stop %s: %w: %s", unit, err, bytes.TrimSpace(out))
 }
 
 func (h Host) path(hierarchy, dir string) string { return filepath.Join(h.root, hierarchy, dir) }

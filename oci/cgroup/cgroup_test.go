@@ -177,8 +177,10 @@ func live(t testing.TB) (Host, string) {
 		if err := h.Remove(made); err != nil {
 			t.Error(err)
 		}
-		if left, _ := filepath.Glob("/sys/fs/cgroup/*" + filepath.Dir(parent)); len(left) > 0 {
-			t.Errorf("left: %v", left)
+		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+			if left, _ := filepath.Glob(pattern + filepath.Dir(parent)); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
 		}
 	})
 	return h, parent
@@ -189,11 +191,35 @@ func TestEnsurePod(t *testing.T) {
 	if made, err := h.EnsurePod(parent); err != nil || len(made) != 0 {
 		t.Errorf("a repeat made %v, %v", made, err)
 	}
-	if _, err := h.Read(parent); err != nil {
-		t.Error(err)
+	stats, err := h.Read(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if (stats.Memory != nil) != h.Controllers["memory"] || (stats.PIDs != nil) != h.Controllers["pids"] || stats.CPU == nil {
+		t.Errorf("the pod is not counted: %+v with %v", stats, h.Controllers)
 	}
 	if err := h.Remove([]string{"/no/such/cgroup"}); err != nil {
 		t.Error(err)
+	}
+}
+
+// On v2 each level on the way gets what its parent has; what was given is not given again.
+func TestHandDown(t *testing.T) {
+	root := files(t, map[string]string{
+		"cgroup.controllers": "cpu memory pids\n", "cgroup.subtree_control": "cpu\n",
+		"a/cgroup.controllers": "cpu memory\n", "a/cgroup.subtree_control": "cpu memory\n",
+	})
+	h, err := detect(root, true, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if made, err := h.EnsurePod("/a/b/c"); err != nil || !slices.Equal(made, []string{"/a/b", "/a/b/c"}) {
+		t.Errorf("%v, %v", made, err)
+	}
+	for file, want := range map[string]string{"cgroup.subtree_control": "+memory +pids", "a/cgroup.subtree_control": "cpu memory\n"} {
+		if got, err := os.ReadFile(filepath.Join(root, file)); string(got) != want || err != nil {
+			t.Errorf("%s: %q, %v; want %q", file, got, err, want)
+		}
 	}
 }
 
@@ -231,7 +257,7 @@ func TestKill(t *testing.T) {
 	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
 		t.Errorf("%v", cmd.ProcessState)
 	}
-	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if pids, err := h.Processes(parent); err != nil || len(pids) == 0 {
 			break
 		}
@@ -242,6 +268,52 @@ func TestKill(t *testing.T) {
 	if err := h.Kill("/no/such/cgroup"); err != nil {
 		t.Error(err)
 	}
+}
+
+// A process that forks as fast as it can is killed with its children, and one that is frozen, too.
+func TestKillForkers(t *testing.T) {
+	h, parent := live(t)
+	cmd := exec.Command("/bin/sh", "-c", "read go; while :; do (sleep 100 &) ; done")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, hierarchy := range h.hierarchies {
+		dir := h.path(hierarchy, parent)
+		if hierarchy == "" || hierarchy == "pids" {
+			if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("50"), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in.Close()
+	count := func() int {
+		pids, err := h.Processes(parent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(pids)
+	}
+	wait := func(what string, ok func() bool) {
+		for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: %d processes", what, count())
+			}
+		}
+	}
+	wait("forked", func() bool { return count() > 10 })
+	h.freeze(parent, true)
+	if err := h.Kill(parent); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait()
+	wait("killed", func() bool { return count() == 0 })
 }
 
 func BenchmarkRead(b *testing.B) {

@@ -74,12 +74,25 @@ func (h Host) Kill(dir string) error {
 			return nil
 		}
 	}
-	// A process may fork while the list is read: repeat until a pass finds nobody that was not sent SIGKILL yet.
+	h.freeze(dir, true)
+	err := h.killEach(dir)
+	h.freeze(dir, false) // also those that were frozen before: a frozen process of v1 doesn't die
+	if err != nil {
+		return fmt.Errorf("cgroup %s: %w", dir, err)
+	}
+	return nil
+}
+
+// maxPasses bounds how often a list of processes is read that grows while it is read. Those of a frozen cgroup don't
+// fork, so that it ends after two or three; without the freezer somebody may fork faster than we kill.
+const maxPasses = 100
+
+func (h Host) killEach(dir string) error {
 	killed := map[int]bool{}
-	for {
+	for range maxPasses {
 		pids, err := h.Processes(dir)
 		if err != nil {
-			return fmt.Errorf("cgroup %s: %w", dir, err)
+			return err
 		}
 		found := false
 		for _, pid := range pids {
@@ -92,6 +105,23 @@ func (h Host) Kill(dir string) error {
 			return nil
 		}
 	}
+	return fmt.Errorf("processes are started faster than they can be killed: %d so far", len(killed))
+}
+
+// freeze stops or continues what is in the cgroup at dir and below it. It does not wait: who is about to be frozen
+// comes no further than the end of its system call. There may be no freezer.
+func (h Host) freeze(dir string, frozen bool) {
+	name, state := "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}
+	hierarchy := "freezer"
+	if h.V2 {
+		name, state, hierarchy = "cgroup.freeze", map[bool]string{true: "1", false: "0"}, ""
+	}
+	_ = filepath.WalkDir(h.path(hierarchy, dir), func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() {
+			_ = os.WriteFile(filepath.Join(path, name), []byte(state[frozen]), 0)
+		}
+		return nil
+	})
 }
 
 // Containers returns the IDs of the containers whose cgroups are below a pod's cgroup_parent.

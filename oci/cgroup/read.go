@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"bytes"
+	"math"
 	"os"
 	"strconv"
 	"sync"
@@ -56,10 +57,11 @@ func number(data []byte) (uint64, bool) {
 // digits reads a decimal number without making a string of it.
 func digits(b []byte) (n uint64, ok bool) {
 	for _, c := range b {
-		if c < '0' || c > '9' || n > (1<<64-1)/10 {
+		digit := uint64(c - '0')
+		if c < '0' || c > '9' || n > (math.MaxUint64-digit)/10 {
 			return 0, false
 		}
-		n = n*10 + uint64(c-'0')
+		n = n*10 + digit
 	}
 	return n, len(b) > 0
 }

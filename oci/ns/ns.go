@@ -162,11 +162,11 @@ func (o Options) pin(wanted []kind, from string) error {
 
 // Delete unpins all that is in dir and removes dir. It succeeds if there is nothing.
 func Delete(_ context.Context, dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if err := detach(dir); err != nil {
+		return fmt.Errorf("namespaces: %w", err)
 	}
-	if err != nil {
+	entries, err := os.ReadDir(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("namespaces: %w", err)
 	}
 	for _, entry := range entries {
@@ -180,15 +180,11 @@ func Delete(_ context.Context, dir string) error {
 	return nil
 }
 
+// unpin lets go of a namespace. Copies of the pin in other mount namespaces, to which the mount was propagated or which
+// were made while it was there, go with the file (Linux 3.19), so it does not matter how the mounts around it propagate.
 func unpin(path string) error {
-	for { // there may be several mounts on it, after a create that was killed
-		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("unpin %s: %w", path, os.NewSyscallError("umount2", err))
-		}
+	if err := detach(path); err != nil {
+		return err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -196,22 +192,48 @@ func unpin(path string) error {
 	return nil
 }
 
-// onThread runs f on a thread of its own that ends with it.
+// detach takes off all that is mounted on path: there may be several, after a create that was killed.
+func detach(path string) error {
+	for {
+		err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // not a mount any more
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("unpin %s: %w", path, os.NewSyscallError("umount2", err))
+		}
+	}
+}
+
+// onThread runs f on a thread of its own that ends with it. If f panics, so does onThread: who guards against panics
+// does so on its own goroutine.
 func onThread(f func() error) error {
-	done := make(chan error, 1)
+	type end struct {
+		err   error
+		panic any
+	}
+	done := make(chan end, 1)
 	go func() {
+		var e end
+		defer func() {
+			e.panic = recover()
+			done <- e
+		}()
 		runtime.LockOSThread()
 		if unix.Gettid() != unix.Getpid() {
-			done <- f()
+			e.err = f()
 			return
 		}
 		// The first thread of a process does not end, and stands for all of it in /proc/self. While it is held here,
 		// the next goroutine gets another.
-		err := onThread(f)
-		runtime.UnlockOSThread()
-		done <- err
+		defer runtime.UnlockOSThread()
+		e.err = onThread(f)
 	}()
-	return <-done
+	e := <-done
+	if e.panic != nil {
+		panic(e.panic)
+	}
+	return e.err
 }
 
 // Do runs f in the network namespace at path.

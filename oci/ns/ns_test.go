@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -152,6 +153,104 @@ func TestCreateAfterCrash(t *testing.T) {
 	}
 }
 
+// Something may be mounted on the directory itself, and on a pin more than once.
+func TestDeleteNestedMounts(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	dir := filepath.Join(t.TempDir(), "ns")
+	if err := Create(t.Context(), Options{Dir: dir, UTS: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range [][2]string{{"/proc/self/ns/uts", dir + "/uts"}, {dir, dir}, {"/proc/self/ns/uts", dir + "/uts"}} {
+		if err := unix.Mount(m[0], m[1], "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := Delete(t.Context(), dir); err != nil {
+			t.Error(err)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(mounts), dir) {
+		t.Errorf("mounts are left: %v", err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+}
+
+// A copy of the mounts that somebody made meanwhile holds no namespace longer than the pod.
+func TestDeleteReachesCopies(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	dir := filepath.Join(t.TempDir(), "ns")
+	if err := Create(t.Context(), Options{Dir: dir, UTS: true}); err != nil {
+		t.Fatal(err)
+	}
+	err := onThread(func() error { // the thread's mounts are a copy that gets no more news of ours
+		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+			return err
+		}
+		if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+			return err
+		}
+		if mounts, err := os.ReadFile("/proc/thread-self/mountinfo"); err != nil || !strings.Contains(string(mounts), dir) {
+			t.Errorf("the copy has no pin: %v", err)
+		}
+		deleted := make(chan error)
+		go func() { deleted <- Delete(t.Context(), dir) }()
+		if err := <-deleted; err != nil {
+			return err
+		}
+		if mounts, err := os.ReadFile("/proc/thread-self/mountinfo"); err != nil || strings.Contains(string(mounts), dir) {
+			t.Errorf("the copy still has the pin: %v", err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A panic in a namespace is its caller's, who may guard against it.
+func TestDoPanics(t *testing.T) {
+	defer func() {
+		if got := recover(); got != "as asked" {
+			t.Errorf("%v", got)
+		}
+	}()
+	_ = Do("/proc/self/ns/net", func() error { panic("as asked") })
+	t.Error("no panic")
+}
+
+// Threads that were in a namespace come home, or end.
+func TestDoLeavesNoThreadBehind(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	dir := filepath.Join(t.TempDir(), "ns")
+	if err := Create(t.Context(), Options{Dir: dir, Net: true}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = Delete(t.Context(), dir) })
+	var group sync.WaitGroup
+	for range 50 {
+		group.Go(func() {
+			if err := Do(filepath.Join(dir, "net"), func() error { _, err := net.Interfaces(); return err }); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	away := inode(t, filepath.Join(dir, "net"))
+	threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(threads) == 0 {
+		t.Fatal(err)
+	}
+	for _, thread := range threads {
+		var st unix.Stat_t
+		if err := unix.Stat(thread, &st); err == nil && st.Ino == away {
+			t.Errorf("%s is still there", thread)
+		}
+	}
+}
+
 func TestDo(t *testing.T) {
 	kernel.Require(t, kernel.Root)
 	dir := filepath.Join(t.TempDir(), "ns")
@@ -222,5 +321,19 @@ func BenchmarkCreate(b *testing.B) {
 				b.StartTimer()
 			}
 		})
+	}
+}
+
+func BenchmarkDo(b *testing.B) {
+	kernel.Require(b, kernel.Root)
+	dir := filepath.Join(b.TempDir(), "ns")
+	if err := Create(b.Context(), Options{Dir: dir, Net: true}); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = Delete(b.Context(), dir) })
+	for b.Loop() {
+		if err := Do(filepath.Join(dir, "net"), func() error { return nil }); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

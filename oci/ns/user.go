@@ -3,6 +3,7 @@ package ns
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -47,13 +48,24 @@ func (o Options) holder(flags int) (*os.Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("user namespace: %w", err)
 	}
-	var status unix.WaitStatus
-	if _, err := unix.Wait4(child.Pid, &status, 0, nil); err != nil || !status.Stopped() {
-		_ = child.Kill()
-		_, _ = child.Wait()
-		return nil, fmt.Errorf("user namespace: its holder did not stop (status %#x): %w", status, err)
+	status, err := waitStop(child.Pid)
+	if err == nil && status.Stopped() {
+		return child, nil
 	}
-	return child, nil
+	_ = child.Kill()
+	_, _ = child.Wait()
+	if err != nil {
+		return nil, fmt.Errorf("user namespace: its holder: %w", os.NewSyscallError("wait4", err))
+	}
+	return nil, fmt.Errorf("user namespace: its holder did not stop: status %#x", status)
+}
+
+func waitStop(pid int) (status unix.WaitStatus, err error) {
+	for {
+		if _, err = unix.Wait4(pid, &status, 0, nil); err != unix.EINTR {
+			return status, err
+		}
+	}
 }
 
 // enter takes this thread where the host name and sysctls are to be set. It keeps its own user namespace, whose root
@@ -76,11 +88,14 @@ func enter(wanted []kind, from string) error {
 	return nil
 }
 
-// asRootOf returns a way to act as the root of the new user namespace, in the others. The kernel lets nobody else write
-// sysctls of an IPC namespace, not even the root of the node. It takes a thread of its own: the change of the user
-// takes its capabilities away.
+// asRootOf returns a way to act as the root of the new user namespace, in the others. Since Linux 6.10 the kernel lets
+// nobody else write sysctls of an IPC namespace, not even the root of the node; before, nobody but that one. It takes a
+// thread of its own: the change of the user takes its capabilities away.
 func (o Options) asRootOf(wanted []kind, from string) func(func() error) error {
 	return func(f func() error) error {
+		if err := f(); !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 		return onThread(func() error {
 			if err := enter(wanted, from); err != nil {
 				return err
