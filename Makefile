@@ -43,6 +43,7 @@ RACE ?= -race
 TEST_TIMEOUT ?= 15m
 FUZZTIME ?= 5s
 BENCHTIME ?= 1s
+BENCH ?=
 VM_RUN ?= ../shared/vm/vm-run
 
 .PHONY: build orlop orlop-conmon cni demo-image run test unit check vuln fuzz bench cover vm completions docs install clean help
@@ -114,8 +115,9 @@ fuzz: ## run each fuzz target for FUZZTIME
 			echo "==> $$target in $${file%/*}"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$${file%/*}"; \
 		done; done
 
-bench: prerequisites-run build test-images ## run each benchmark for BENCHTIME (1x: once)
-	@$(TEST_ENV) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 60m ./...
+bench: prerequisites-run prerequisites-test build test-images ## measure: functions for BENCHTIME (1x: once), then a daemon by CRI (BENCH="-endpoint ...": another)
+	@$(TEST_ENV) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 60m $$(go list ./... | grep -v '/test/')
+	@$(TEST_ENV) go run ./test/bench $(BENCH)
 
 cover: prerequisites-run prerequisites-test build test-images ## tell how much of the code the tests run (as root)
 	@$(TEST_ENV) go test -coverpkg=./... -coverprofile=$(BUILD)/cover.out -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/') >/dev/null
