@@ -227,16 +227,20 @@ func parseResult(name string, raw types.Result) (Result, error) {
 		if !ok || addr.IsUnspecified() || addr.IsMulticast() || addr.IsLoopback() {
 			return Result{}, fmt.Errorf("result: %q is not an address for a pod", ip.Address.IP)
 		}
-		// Addresses of other interfaces than the pod's stay out: those of the host's side name no sandbox.
-		if i := ip.Interface; i != nil && *i >= 0 && *i < len(r.Interfaces) && r.Interfaces[*i].Sandbox == "" {
-			continue
+		if !onHost(ip, r.Interfaces) {
+			out.IPs = append(out.IPs, addr)
 		}
-		out.IPs = append(out.IPs, addr)
 	}
 	if len(out.IPs) == 0 {
 		return Result{}, errors.New("result: no plugin gave the pod an address")
 	}
 	return out, nil
+}
+
+// onHost tells whether an address is of an interface of the host's side, which names no sandbox.
+func onHost(ip *types100.IPConfig, interfaces []*types100.Interface) bool {
+	i := ip.Interface
+	return i != nil && *i >= 0 && *i < len(interfaces) && interfaces[*i].Sandbox == ""
 }
 
 // Del disconnects the pod with the configuration and result that Add used, also when NetNS is gone and after a

@@ -147,6 +147,7 @@ func TestAddFails(t *testing.T) {
 		"no address":                 {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0"}'; exit 0`, "no plugin gave"},
 		"odd address":                {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"0.0.0.0/0"}]}'; exit 0`, "not an address"},
 		"loopback":                   {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[{"address":"127.0.0.1/8"}]}'; exit 0`, "not an address"},
+		"null":                       {`[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion":"1.0.0","ips":[null]}'; exit 0`, "is null"},
 		"long-winded":                {`[ "$CNI_COMMAND" = ADD ] && { head -c 100000 /dev/zero | tr '\0' x; exit 1; }; exit 0`, "xxx…"},
 		"endless output":             {`[ "$CNI_COMMAND" = ADD ] && exec cat /dev/zero; exit 0`, "longer than"},
 	} {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -59,9 +60,33 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("plugin %s: killed: %w", path, ctx.Err())
 	case err == nil, errors.Is(err, exec.ErrWaitDelay):
-		return stdout.kept, nil
+		return stdout.kept, checkOutput(path, stdout.kept)
 	}
 	return nil, pluginError(path, err, stdout.kept, stderr.kept)
+}
+
+// checkOutput refuses what the library would trip over: it takes for granted that no element of a list is null (seen
+// with v1.3.1, whose conversions between versions panic). What is not JSON it finds out itself.
+func checkOutput(path string, stdout []byte) error {
+	var said any
+	if json.Unmarshal(stdout, &said) == nil && hasNullElement(said) {
+		return fmt.Errorf("plugin %s: result: an element of a list is null", path)
+	}
+	return nil
+}
+
+func hasNullElement(value any) bool {
+	switch v := value.(type) {
+	case []any:
+		return slices.Contains(v, nil) || slices.ContainsFunc(v, hasNullElement)
+	case map[string]any:
+		for _, field := range v {
+			if hasNullElement(field) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // maxWords bounds how much of what a plugin says about a failure is repeated, in bytes.

@@ -165,28 +165,28 @@ func (n *Network) load() (*libcni.NetworkConfigList, error) {
 }
 
 func (n *Network) readConf(file string) (*libcni.NetworkConfigList, error) {
-	var list *libcni.NetworkConfigList
-	var err error
+	read := readSingle
 	if filepath.Ext(file) == ".conflist" {
-		if list, err = libcni.NetworkConfFromFile(file); err == nil {
-			err = n.inline(list)
-		}
-	} else {
-		list, err = readSingle(file)
+		read = libcni.NetworkConfFromFile
 	}
-	switch {
-	case err != nil:
-	case len(list.Plugins) == 0:
-		err = errors.New("the list of plugins is empty")
-	default:
-		if invalid := utils.ValidateNetworkName(list.Name); invalid != nil {
-			err = invalid
-		}
+	list, err := read(file)
+	if err == nil {
+		err = n.checkList(list)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", file, err)
 	}
 	return list, nil
+}
+
+func (n *Network) checkList(list *libcni.NetworkConfigList) error {
+	if len(list.Plugins) == 0 {
+		return errors.New("the list of plugins is empty")
+	}
+	if err := utils.ValidateNetworkName(list.Name); err != nil { // a typed error: nil would be none
+		return err
+	}
+	return n.inline(list)
 }
 
 // readSingle reads a file of one plugin: a form that is older than lists, and still in use.
@@ -201,7 +201,7 @@ func readSingle(file string) (*libcni.NetworkConfigList, error) {
 // inline puts the plugins that the library found in files of their own, in a directory with the network's name (CNI
 // 1.1), into the list's text: from that text alone DEL is run later. It also has that directory watched.
 func (n *Network) inline(list *libcni.NetworkConfigList) error {
-	if list.LoadOnlyInlinedPlugins || list.Name == "" {
+	if list.LoadOnlyInlinedPlugins {
 		return nil
 	}
 	own := filepath.Join(n.cfg.ConfDir, list.Name)

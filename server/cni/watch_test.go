@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/fsnotify/fsnotify"
 )
 
 // newPlugin makes a plugin that knows CNI 1.1.
@@ -136,4 +139,31 @@ func TestBadConf(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// FuzzReadConf finds no file that is taken although DEL could not be run from its text later.
+func FuzzReadConf(f *testing.F) {
+	f.Add([]byte(fakeList), true)
+	f.Add([]byte(`{"cniVersion":"1.0.0","name":"single","type":"fake"}`), false)
+	f.Add([]byte(`{"cniVersions":["0.3.1","1.1.0"],"name":"x","plugins":[null]}`), true)
+	files, err := fsnotify.NewWatcher()
+	if err != nil {
+		f.Fatal(err)
+	}
+	defer files.Close()
+	f.Fuzz(func(t *testing.T, text []byte, isList bool) {
+		n := newNode(t)
+		file := filepath.Join(n.ConfDir, map[bool]string{true: "1.conflist", false: "1.conf"}[isList])
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		list, err := (&Network{cfg: n.Config, files: files}).readConf(file)
+		if err != nil {
+			return
+		}
+		again, err := libcni.NetworkConfFromBytes(list.Bytes)
+		if err != nil || again.Name != list.Name || len(again.Plugins) != len(list.Plugins) {
+			t.Errorf("%q: %+v, %v; want %+v", text, again, err, list)
+		}
+	})
 }
