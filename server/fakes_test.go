@@ -160,6 +160,16 @@ func (fakeCgroups) ContainerPath(parent, id string) (string, error) {
 	return parent + "/orlop-" + id, nil
 }
 func (fakeCgroups) Dir(path string) (string, error) { return path, nil }
+func (f fakeCgroups) Missing(parent string) (missing []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, level := range []string{filepath.Dir(parent), parent} {
+		if level != "/" && !f.things["cgroup"+level] {
+			missing = append(missing, level)
+		}
+	}
+	return missing, nil
+}
 func (f fakeCgroups) EnsurePod(parent string) (made []string, err error) {
 	err = f.do(context.Background(), "cgroup.make", func() {
 		for _, level := range []string{filepath.Dir(parent), parent} {

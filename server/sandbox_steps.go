@@ -45,7 +45,13 @@ func (s *Server) recordPod(_ context.Context, p *pod) error {
 	if err != nil {
 		return err
 	}
-	return p.write(func(rec *store.Pod) { rec.ProcessLabel, rec.MountLabel = labels.Process, labels.Mount })
+	cgroups, err := s.ownedCgroups(p.rec.Load().CgroupParent)
+	if err != nil {
+		return err
+	}
+	return p.write(func(rec *store.Pod) {
+		rec.ProcessLabel, rec.MountLabel, rec.CgroupsMade = labels.Process, labels.Mount, cgroups
+	})
 }
 
 func (s *Server) forgetPod(_ context.Context, p *pod) error {
@@ -56,19 +62,28 @@ func (s *Server) forgetPod(_ context.Context, p *pod) error {
 	return nil
 }
 
-// makePodCgroup remembers what was made for the pod. What was made for another pod and holds this one's cgroup, too,
-// is remembered for both: whichever is removed last removes it.
-func (s *Server) makePodCgroup(_ context.Context, p *pod) error {
-	parent := p.rec.Load().CgroupParent
+// ownedCgroups are those that will be made for a pod, and those above it that were made for other pods: whichever pod
+// is removed last removes them. They are on record before they are made.
+func (s *Server) ownedCgroups(parent string) ([]string, error) {
+	dir, err := s.Cgroups.Dir(parent)
+	if err != nil {
+		return nil, err
+	}
 	s.cgroupMu.Lock()
 	defer s.cgroupMu.Unlock()
-	made, err := s.Cgroups.EnsurePod(parent)
-	if dir, err := s.Cgroups.Dir(parent); err == nil {
-		made = append(made, s.sharedCgroups(dir)...)
+	owned, err := s.Cgroups.Missing(parent)
+	if err != nil {
+		return nil, err
 	}
-	slices.Sort(made) // outermost first
-	made = slices.Compact(made)
-	p.note(func(rec *store.Pod) { rec.CgroupsMade = made }) // also those that were made before it failed
+	owned = append(owned, s.sharedCgroups(dir)...)
+	slices.Sort(owned) // outermost first
+	return slices.Compact(owned), nil
+}
+
+func (s *Server) makePodCgroup(_ context.Context, p *pod) error {
+	s.cgroupMu.Lock()
+	defer s.cgroupMu.Unlock()
+	_, err := s.Cgroups.EnsurePod(p.rec.Load().CgroupParent)
 	return err
 }
 
@@ -86,22 +101,9 @@ func (s *Server) sharedCgroups(dir string) (shared []string) {
 
 // removePodCgroup leaves alone what is in use.
 func (s *Server) removePodCgroup(_ context.Context, p *pod) error {
-	rec := p.rec.Load()
-	made := rec.CgroupsMade
-	// After a crash amid the create nobody knows what was made. Then only what is named by us is removed: a cgroup
-	// that the client named may be the client's own.
-	if made == nil && rec.Config.GetLinux().GetCgroupParent() == "" {
-		for _, path := range []string{s.cfg.CgroupParent, rec.CgroupParent} {
-			dir, err := s.Cgroups.Dir(path)
-			if err != nil {
-				return err
-			}
-			made = append(made, dir)
-		}
-	}
 	s.cgroupMu.Lock()
 	defer s.cgroupMu.Unlock()
-	return s.Cgroups.Remove(made)
+	return s.Cgroups.Remove(p.rec.Load().CgroupsMade)
 }
 
 func (s *Server) makePodDir(_ context.Context, p *pod) error {

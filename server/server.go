@@ -86,9 +86,15 @@ type Deps struct {
 type Cgroups interface {
 	ContainerPath(parent, id string) (string, error)
 	Dir(cgroupsPath string) (string, error)
+	podCgroups
+	Read(dir string) (*cgroup.Stats, error)
+}
+
+// podCgroups makes and removes those of pods.
+type podCgroups interface {
+	Missing(parent string) ([]string, error)
 	EnsurePod(parent string) (made []string, err error)
 	Remove(made []string) error
-	Read(dir string) (*cgroup.Stats, error)
 }
 
 // Storage is what the main path needs of [storage.Store].

@@ -43,9 +43,10 @@ func openNode(ctx context.Context, c config.Config, log *slog.Logger) (n *node, 
 		return nil, err
 	}
 	n = new(node)
+	opened := n // a return sets n
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.Close())
+			err = errors.Join(err, opened.Close())
 		}
 	}()
 	deps := server.Deps{

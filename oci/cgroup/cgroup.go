@@ -149,27 +149,53 @@ func expandSlice(slice string) (string, error) {
 	return path, nil
 }
 
+// Missing returns what EnsurePod would make: for a record that is written before, so that a crash amid it leaves
+// nothing unknown.
+func (h Host) Missing(parent string) (missing []string, err error) {
+	levels, err := h.podLevels(parent)
+	if err != nil {
+		return nil, err
+	}
+	for _, level := range levels {
+		for _, hierarchy := range h.hierarchies {
+			if _, err := os.Stat(h.path(hierarchy, level)); errors.Is(err, os.ErrNotExist) {
+				missing = append(missing, level)
+				break
+			}
+		}
+	}
+	return missing, nil
+}
+
+// podLevels are the cgroups from the outermost to the pod's, as [Host.Dir] has them; none with the systemd driver.
+func (h Host) podLevels(parent string) (levels []string, err error) {
+	dir, err := h.parentDir(parent)
+	if err != nil || h.Systemd {
+		return nil, err
+	}
+	for level := dir; level != "/"; level = filepath.Dir(level) {
+		levels = append(levels, level)
+	}
+	slices.Reverse(levels)
+	return levels, nil
+}
+
 // EnsurePod makes the pod's cgroup (cgroup_parent) in each hierarchy where it is missing and returns the
 // directories that it made, outermost first and as [Host.Dir] has them; they are what Remove is given later. On v2 it
 // also has the controllers handed down to it, so that the pod is counted as a whole. With the systemd driver it makes
 // nothing: a directory that systemd does not know would lose its limits at systemd's next look.
 func (h Host) EnsurePod(parent string) (made []string, err error) {
-	dir, err := h.parentDir(parent)
-	if err != nil || h.Systemd {
+	levels, err := h.podLevels(parent)
+	if err != nil {
 		return nil, err
 	}
-	var levels []string
-	for level := dir; level != "/"; level = filepath.Dir(level) {
-		levels = append(levels, level)
-	}
-	slices.Reverse(levels)
 	for _, level := range levels {
 		isNew, err := h.makeLevel(level)
 		if isNew {
 			made = append(made, level)
 		}
 		if err != nil {
-			return made, fmt.Errorf("cgroup %s: %w", dir, err)
+			return made, fmt.Errorf("cgroup %s: %w", level, err)
 		}
 		if h.V2 {
 			h.handDown(filepath.Dir(level))

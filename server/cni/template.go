@@ -25,12 +25,12 @@ type templateData struct {
 // SetPodCIDR is UpdateRuntimeConfig's pod CIDR ("10.0.0.0/24" or "10.0.0.0/24,fd00::/64"). It makes a network
 // configuration from the template, if there is one.
 func (n *Network) SetPodCIDR(cidr string) error {
-	if cidr == "" || n.cfg.ConfTemplate == "" {
-		return nil // the network is somebody else's
-	}
 	data, err := newTemplateData(cidr)
 	if err != nil {
 		return err
+	}
+	if n.cfg.ConfTemplate == "" {
+		return nil // the network is somebody else's
 	}
 	t, err := template.ParseFiles(n.cfg.ConfTemplate)
 	if err != nil {
