@@ -34,7 +34,6 @@ for purpose; do
 		;;
 	test)
 		need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
-		need openssl command -v openssl
 		;;
 	check)
 		need shellcheck command -v shellcheck

@@ -47,7 +47,8 @@ func (e callError) GRPCStatus() *status.Status { return e.Status }
 
 // plainErrors takes gRPC's own words off an error: they help nobody at a terminal.
 func plainErrors(socket string) grpc.UnaryClientInterceptor {
-	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker,
+		opts ...grpc.CallOption) error {
 		err := invoke(ctx, method, req, reply, cc, opts...)
 		st, ok := status.FromError(err)
 		switch {

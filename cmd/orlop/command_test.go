@@ -211,6 +211,28 @@ func TestListenUnix(t *testing.T) {
 	}
 }
 
+// TestServeClosesWhatItOpened has a part that can't be opened.
+func TestServeClosesWhatItOpened(t *testing.T) {
+	c := config.Defaults()
+	c.Root, c.RunRoot, c.Monitor.Path = t.TempDir(), t.TempDir(), "/bin/true"
+	c.Socket = filepath.Join(c.RunRoot, "s.sock")
+	if err := os.WriteFile(filepath.Join(c.Root, "storage"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	err := serve(t.Context(), c, slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), filepath.Join(c.Root, "storage")) {
+		t.Errorf("a file in the way of the storage: %v", err)
+	}
+	if _, err := os.Stat(c.Socket); err == nil {
+		t.Error("its socket is still there")
+	}
+	in, err := lockInstance(c)
+	if err != nil {
+		t.Fatalf("its lock is still held: %v", err)
+	}
+	in.release()
+}
+
 func TestContainerDefaults(t *testing.T) {
 	d, err := containerDefaults(config.Container{
 		Ulimits: []string{"nofile=1024:-1"}, Sysctls: []string{"net.ipv4.ping_group_range=0 1"},

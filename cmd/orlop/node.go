@@ -30,7 +30,7 @@ type node struct {
 }
 
 // openNode opens the parts. When it returns, what the last daemon left has been taken over.
-func openNode(ctx context.Context, c config.Config, log *slog.Logger) (n *node, err error) {
+func openNode(ctx context.Context, c config.Config, log *slog.Logger) (_ *node, err error) {
 	if err := setSELinux(c.Container.SELinux); err != nil {
 		return nil, err
 	}
@@ -42,11 +42,10 @@ func openNode(ctx context.Context, c config.Config, log *slog.Logger) (n *node, 
 	if err != nil {
 		return nil, err
 	}
-	n = new(node)
-	opened := n // a return sets n
+	n := new(node)
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, opened.Close())
+			err = errors.Join(err, n.Close())
 		}
 	}()
 	deps := server.Deps{

@@ -71,7 +71,8 @@ func (r *statusReport) writeTable(out io.Writer) error {
 		fmt.Fprintf(w, "\nPOD\tNAME\tSTATE\tAGE\tADDRESS\n")
 	}
 	for _, p := range r.Pods {
-		fmt.Fprintf(w, "%s\t%s/%s\t%s\t%s\t%s\n", shortID(p.ID), p.Namespace, p.Name, p.State, age(p.CreatedAt), cmp.Or(strings.Join(p.IPs, ", "), "-"))
+		ips := cmp.Or(strings.Join(p.IPs, ", "), "-")
+		fmt.Fprintf(w, "%s\t%s/%s\t%s\t%s\t%s\n", shortID(p.ID), p.Namespace, p.Name, p.State, age(p.CreatedAt), ips)
 	}
 	if slices.ContainsFunc(r.Pods, func(p podReport) bool { return len(p.Containers) > 0 }) {
 		fmt.Fprintf(w, "\nCONTAINER\tNAME\tPOD\tSTATE\tAGE\tIMAGE\n")
