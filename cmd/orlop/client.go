@@ -54,7 +54,7 @@ func plainErrors(socket string) grpc.UnaryClientInterceptor {
 		switch {
 		case err == nil:
 			return nil
-		case ok && st.Code() == codes.Unavailable && cc.GetState() == connectivity.TransientFailure:
+		case ok && st.Code() == codes.Unavailable && cc.GetState() != connectivity.Ready:
 			return fmt.Errorf("no daemon answers on %s; is `orlop serve` running with this configuration?", socket)
 		case ok:
 			return callError{st}
