@@ -7,6 +7,7 @@
 #
 # BUILD is the directory that make filled: bin, cni and demo-image.
 set -euo pipefail
+PATH=$PATH:/usr/sbin:/sbin # ip, nft
 
 build=$1
 here=$(cd "$(dirname "$0")/.." && pwd)
