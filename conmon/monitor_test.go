@@ -513,10 +513,10 @@ func TestExitWithoutDaemon(t *testing.T) {
 		return err == nil && exit != nil
 	})
 	n.connect()
-	list, err := n.List(t.Context())
-	if err != nil || len(list) != 1 || list[0].Exit == nil || list[0].Exit.Code != 9 {
-		t.Errorf("%+v, %v", list, err)
-	}
+	waitFor(t, "exit in the list", func() bool {
+		list, err := n.List(t.Context())
+		return err == nil && len(list) == 1 && list[0].Exit != nil && list[0].Exit.Code == 9
+	})
 }
 
 // Either half of the monitor is killed again and again while containers write, end, and are made.

@@ -120,6 +120,7 @@ const (
 	fileConsole  = "console"
 	fileLog      = "log"
 	filePidfd    = "pidfd"
+	fileStart    = "start" // while it is being started, see runtime.OpenStart
 )
 
 const noSlot = -1

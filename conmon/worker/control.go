@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/oci/runtime"
 )
 
 // start lets a created container run. A repeat returns the time of the first.
@@ -26,12 +27,58 @@ func (w *Worker) start(id string) (*time.Time, error) {
 	if c.exit.Load() != nil {
 		return nil, fmt.Errorf("container %s: %w: %w", id, conmon.ErrNotRunning, errDead)
 	}
-	if err := w.runtime.Start(id); err != nil {
+	if c.file(fileStart) == nil { // else an earlier worker began to start it
+		fifo, err := w.runtime.OpenStart(id)
+		if err != nil {
+			return nil, fmt.Errorf("container %s: start: %w", id, err)
+		}
+		c.put(fileStart, fifo)
+		if err := w.hold(c, fileStart); err != nil {
+			return nil, err
+		}
+	}
+	began, err := c.awaitStart()
+	if err != nil {
 		return nil, fmt.Errorf("container %s: start: %w", id, err)
 	}
+	if !began {
+		return nil, fmt.Errorf("container %s: start: %w", id, errDead)
+	}
+	return w.endStart(c)
+}
+
+// awaitStart waits until the container's process has gone on, or has ended without.
+func (c *container) awaitStart() (bool, error) {
+	fifo := c.file(fileStart)
+	if fifo == nil {
+		return false, nil // released: it has ended
+	}
+	waited := make(chan struct{})
+	defer close(waited)
+	go func() {
+		select {
+		case <-c.ended:
+			_ = fifo.SetReadDeadline(time.Now())
+		case <-waited:
+		}
+	}()
+	began, err := runtime.Started(fifo)
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		return false, nil
+	}
+	return began, err
+}
+
+// endStart writes down that a container has been started.
+func (w *Worker) endStart(c *container) (*time.Time, error) {
 	now := time.Now()
 	c.started.Store(&now)
-	return &now, w.noteStart(id, now)
+	err := errors.Join(w.noteStart(c.id, now), w.runtime.EndStart(c.id))
+	if f := c.take(fileStart); f != nil {
+		f.Close()
+		w.drop(c.id, fileStart)
+	}
+	return &now, err
 }
 
 func (w *Worker) noteStart(id string, at time.Time) error {

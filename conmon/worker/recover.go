@@ -11,6 +11,7 @@ import (
 	"github.com/orlop/orlop/conmon/child"
 	"github.com/orlop/orlop/conmon/keeper"
 	"github.com/orlop/orlop/conmon/worker/logfile"
+	"github.com/orlop/orlop/oci/runtime"
 )
 
 // taken is what the keeper held for a container when this worker started.
@@ -135,10 +136,8 @@ func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
 		c.files[name] = f
 	}
 	c.pid.Store(int32(r.Pid))
-	if at, ok := w.runtime.StartedAt(r.ID, r.Pid); !r.StartedAt.IsZero() {
-		c.started.Store(&r.StartedAt)
-	} else if ok {
-		c.started.Store(&at)
+	if err := w.recoverStart(c, r); err != nil {
+		return err
 	}
 	if err := w.copyOutput(c); err != nil {
 		return err
@@ -153,6 +152,27 @@ func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
 	}
 	if exit != nil {
 		w.end(c, *exit)
+	}
+	return nil
+}
+
+// recoverStart finds out whether a container has been started: the last worker may have been killed amid it.
+func (w *Worker) recoverStart(c *container, r *record) error {
+	if !r.StartedAt.IsZero() {
+		c.started.Store(&r.StartedAt)
+		return nil
+	}
+	if fifo := c.file(fileStart); fifo != nil {
+		began, err := runtime.HasStarted(fifo) // what has not happened yet is for a repeat of the start
+		if err == nil && began {
+			_, err = w.endStart(c)
+		}
+		if err != nil || began {
+			return err
+		}
+	}
+	if at, ok := w.runtime.StartedAt(r.ID, r.Pid); ok {
+		c.started.Store(&at)
 	}
 	return nil
 }

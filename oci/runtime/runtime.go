@@ -17,7 +17,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -35,12 +34,7 @@ import (
 var ErrNotExist = errors.New("container does not exist")
 
 // Runtime is safe for concurrent use, also for one container.
-type Runtime struct {
-	root string
-
-	mu      sync.Mutex // guards created
-	created map[string]*libcontainer.Container
-}
+type Runtime struct{ root string }
 
 // Init is what libcontainer's child does; it does not return if this process is one.
 func Init() {
@@ -54,7 +48,7 @@ func New(root string, log *slog.Logger) *Runtime {
 	logrus.SetOutput(io.Discard)
 	logrus.SetLevel(logrus.WarnLevel)
 	logrus.AddHook(logHook{log})
-	return &Runtime{root: root, created: map[string]*libcontainer.Container{}}
+	return &Runtime{root: root}
 }
 
 // Stdio is what a process gets; nil means /dev/null. With Console, which is one end of a socket pair, the process
@@ -92,35 +86,65 @@ func (r *Runtime) Create(id string, spec *rspec.Spec, systemd bool, stdio Stdio)
 	if err != nil {
 		return Created{}, errors.Join(err, c.Signal(unix.SIGKILL))
 	}
-	r.mu.Lock()
-	r.created[id] = c
-	r.mu.Unlock()
 	return Created{Pid: state.InitProcessPid, Cgroups: state.CgroupPaths}, nil
 }
 
-// Start lets the created process run, and returns when it has executed its program.
-func (r *Runtime) Start(id string) error {
-	r.mu.Lock()
-	c := r.created[id]
-	delete(r.created, id)
-	r.mu.Unlock()
-	if c == nil {
-		var err error
-		if c, err = r.load(id); err != nil {
-			return err
-		}
+// OpenStart lets the created process run: it waits until somebody reads from its fifo, writes a byte into it and
+// executes its program. The file must stay open, in this process or another, until [Started] has told the end: a
+// writer without a reader is killed. It takes the place of libcontainer's own start, whose reader ends with the
+// process that it is in.
+func (r *Runtime) OpenStart(id string) (*os.File, error) {
+	fd, err := unix.Open(r.fifo(id), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, fmt.Errorf("%w: %s waits for no start", ErrNotExist, id)
 	}
-	err := c.Exec()
 	if err != nil {
-		// libcontainer leaves a thread behind that waits for the dead process to open the fifo.
-		if fd, oerr := unix.Open(r.fifo(id), unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); oerr == nil {
-			unix.Close(fd)
-		}
+		return nil, &os.PathError{Op: "open", Path: r.fifo(id), Err: err}
 	}
-	return err
+	return os.NewFile(uintptr(fd), "exec.fifo"), nil
 }
 
-// fifo is what a created process waits for. It is removed when the process has gone on.
+// Started waits until the process has gone on; false if it ended before. The file's read deadline ends the waiting.
+func Started(fifo *os.File) (bool, error) {
+	raw, err := fifo.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	wrote := false
+	err = raw.Read(func(fd uintptr) (done bool) {
+		done, wrote = startedNow(fd)
+		return done
+	})
+	return wrote, err
+}
+
+// HasStarted tells the same without waiting.
+func HasStarted(fifo *os.File) (bool, error) {
+	raw, err := fifo.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	wrote := false
+	err = raw.Control(func(fd uintptr) { _, wrote = startedNow(fd) })
+	return wrote, err
+}
+
+// startedNow tells whether the process has closed its end, and whether it wrote before.
+func startedNow(fd uintptr) (done, wrote bool) {
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(poll, 0)
+	return err == nil && n > 0, n > 0 && poll[0].Revents&unix.POLLIN != 0
+}
+
+// EndStart removes what OpenStart opened.
+func (r *Runtime) EndStart(id string) error {
+	if err := os.Remove(r.fifo(id)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// fifo is what a created process waits for. libcontainer takes a container for started once it is gone.
 func (r *Runtime) fifo(id string) string { return filepath.Join(r.root, id, "exec.fifo") }
 
 // StartedAt tells whether a container that another process made was started, and when.
@@ -129,7 +153,7 @@ func (r *Runtime) StartedAt(id string, pid int) (time.Time, bool) {
 		if waits(pid) {
 			return time.Time{}, false
 		}
-		_ = os.Remove(r.fifo(id)) // that process was killed before it could do this
+		_ = r.EndStart(id) // that process was killed before it could do this
 	}
 	info, err := os.Stat(filepath.Dir(r.fifo(id)))
 	if err != nil {
@@ -178,9 +202,6 @@ func (r *Runtime) Signal(id string, s unix.Signal) error {
 
 // Delete removes a container whose processes are gone, with its cgroups. It succeeds if there is none.
 func (r *Runtime) Delete(id string) error {
-	r.mu.Lock()
-	delete(r.created, id)
-	r.mu.Unlock()
 	c, err := r.load(id)
 	if errors.Is(err, ErrNotExist) {
 		return os.RemoveAll(filepath.Join(r.root, id)) // a create that was killed half-way
@@ -216,9 +237,6 @@ func (r *Runtime) Purge(id, cgroupsPath string, systemd bool) error {
 	if err := cm.Destroy(); err != nil {
 		return err
 	}
-	r.mu.Lock()
-	delete(r.created, id)
-	r.mu.Unlock()
 	return os.RemoveAll(filepath.Join(r.root, id))
 }
 

@@ -4,43 +4,29 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// buffer is what a turn works with. There are about as many as turns at a time, not one for each container.
+// buffer is what a turn works with.
 type buffer struct {
-	scratch [2]int // a pipe for copies of the spool
+	scratch [2]int // a pipe for copies of the spool; -1 until it is used
 	data    []byte
 	out     []byte
 }
 
-// buffers are never freed: a sync.Pool would drop them at each garbage collection, with their pipes.
-var buffers = pool{}
-
-type pool struct {
-	mu   sync.Mutex
-	free []*buffer
-}
-
-func (p *pool) get() *buffer {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if n := len(p.free); n > 0 {
-		b := p.free[n-1]
-		p.free = p.free[:n-1]
-		return b
+// turns bounds how many copiers work at a time, each with one of these buffers: a container that writes without end
+// waits its turn like others do, after each spool.
+var turns = func() chan *buffer {
+	n := max(2, runtime.GOMAXPROCS(0))
+	all := make(chan *buffer, n)
+	for range n {
+		all <- &buffer{scratch: [2]int{-1, -1}}
 	}
-	return &buffer{scratch: [2]int{-1, -1}}
-}
-
-func (p *pool) put(b *buffer) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.free = append(p.free, b)
-}
+	return all
+}()
 
 // peek returns all that the spool holds, and leaves it there.
 func (b *buffer) peek(spool int) ([]byte, error) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -70,10 +69,6 @@ func NewCopier(l *Log, s Stream, src, spool *os.File, tap Tap, log *slog.Logger)
 	return &Copier{log: l, stream: s, src: src, rawSrc: raw, spool: spool, spoolN: n, tap: tap, slog: log}, nil
 }
 
-// turns bounds how many copiers work at a time: a container that writes without end waits its turn like others do,
-// after each spool.
-var turns = make(chan struct{}, max(2, runtime.GOMAXPROCS(0)))
-
 // Run copies until the pipe's last writer is gone or the pipe is closed.
 func (c *Copier) Run() {
 	c.work(false) // what a killed worker left in the spool
@@ -137,10 +132,8 @@ func (c *Copier) work(flush bool) {
 
 // turnLocked returns a copy of what the tap has not had yet, nil if it is not open.
 func (c *Copier) turnLocked(flush bool) []byte {
-	turns <- struct{}{}
-	defer func() { <-turns }()
-	b := buffers.get()
-	defer buffers.put(b)
+	b := <-turns
+	defer func() { turns <- b }()
 	data, err := b.peek(c.spoolN)
 	if err != nil {
 		c.slog.Error("log spool is unreadable", "err", err)
@@ -208,8 +201,8 @@ func (c *Copier) finish(t turn) {
 	if gone < 0 || gone > t.take {
 		return // not this turn's spool: it was cleared, or never filled
 	}
-	b := buffers.get()
-	defer buffers.put(b)
+	b := <-turns
+	defer func() { turns <- b }()
 	c.log.mu.Lock()
 	defer c.log.mu.Unlock()
 	if gone == 0 { // consuming had not begun, so the log may lack some
