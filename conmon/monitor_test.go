@@ -583,7 +583,7 @@ func (n *node) insist(r conmon.CreateRequest) {
 	waitFor(n.t, "start of "+r.ID, func() bool {
 		_, err := n.Start(ctx, r.ID)
 		if errors.Is(err, conmon.ErrNotFound) { // it was being made when the worker was killed
-			_, err = n.Create(ctx, r)
+			_, _ = n.Create(ctx, r)
 			return false
 		}
 		return err == nil || errors.Is(err, conmon.ErrNotRunning) // it has ended already

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,7 +53,7 @@ func lockDir(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock(f); err != nil {
 		defer f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil, fmt.Errorf("%s: %w (pid %s); stop it, or set another root and run_root", dir, errRuns, holder(f))
@@ -69,6 +70,23 @@ func lockDir(dir string) (*os.File, error) {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return f, nil
+}
+
+// lockTime is how long the lock of a daemon that was killed may outlive it: in a child that it was just forking.
+const lockTime = 2 * time.Second
+
+// flock waits only for a holder that is dead.
+func flock(f *os.File) error {
+	for end := time.Now().Add(lockTime); ; {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+		if pid, perr := strconv.Atoi(holder(f)); perr == nil && unix.Kill(pid, 0) == nil {
+			return err
+		}
+		<-time.After(10 * time.Millisecond)
+	}
 }
 
 func holder(f *os.File) string {

@@ -102,6 +102,9 @@ func (n *node) Close() error {
 	if n.network != nil {
 		errs = append(errs, n.network.Close())
 	}
+	if n.images != nil {
+		n.images.Close() // pulls end before their store
+	}
 	if n.storage != nil {
 		errs = append(errs, n.storage.Close())
 	}

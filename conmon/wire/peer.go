@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -96,6 +97,9 @@ func (p *Peer) Serve() error {
 	p.mu.Unlock()
 	close(p.done)
 	p.running.Wait()
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
 	return err
 }
 

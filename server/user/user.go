@@ -40,7 +40,7 @@ const maxFile = 4 << 20
 
 // Resolve reads the files below rootfs. A name that is not in them is an error; a number needs no entry.
 func Resolve(rootfs string, r Request) (spec.User, error) {
-	name, group := r.Image, ""
+	var name, group string
 	switch {
 	case r.UID != nil:
 		name = strconv.FormatInt(*r.UID, 10)
