@@ -149,28 +149,31 @@ func expandSlice(slice string) (string, error) {
 	return path, nil
 }
 
-// Missing returns what EnsurePod would make: for a record that is written before, so that a crash amid it leaves
-// nothing unknown.
+// Missing returns the cgroups that come into being with a pod, outermost first and as [Host.Dir] has them: by EnsurePod,
+// or by systemd, which makes slices with a pod's first scope. It is for a record that is written before, so that a crash
+// amid it leaves nothing that nobody knows.
 func (h Host) Missing(parent string) (missing []string, err error) {
 	levels, err := h.podLevels(parent)
 	if err != nil {
 		return nil, err
 	}
 	for _, level := range levels {
-		for _, hierarchy := range h.hierarchies {
-			if _, err := os.Stat(h.path(hierarchy, level)); errors.Is(err, os.ErrNotExist) {
-				missing = append(missing, level)
-				break
-			}
+		absent := func(hierarchy string) bool {
+			_, err := os.Stat(h.path(hierarchy, level))
+			return errors.Is(err, os.ErrNotExist)
+		}
+		// systemd makes a slice in the hierarchies that its scopes need, and in its own.
+		if h.Systemd && absent(h.finder()) || !h.Systemd && slices.ContainsFunc(h.hierarchies, absent) {
+			missing = append(missing, level)
 		}
 	}
 	return missing, nil
 }
 
-// podLevels are the cgroups from the outermost to the pod's, as [Host.Dir] has them; none with the systemd driver.
+// podLevels are a pod's cgroup and those around it, outermost first.
 func (h Host) podLevels(parent string) (levels []string, err error) {
 	dir, err := h.parentDir(parent)
-	if err != nil || h.Systemd {
+	if err != nil {
 		return nil, err
 	}
 	for level := dir; level != "/"; level = filepath.Dir(level) {
@@ -186,7 +189,7 @@ func (h Host) podLevels(parent string) (levels []string, err error) {
 // nothing: a directory that systemd does not know would lose its limits at systemd's next look.
 func (h Host) EnsurePod(parent string) (made []string, err error) {
 	levels, err := h.podLevels(parent)
-	if err != nil {
+	if err != nil || h.Systemd {
 		return nil, err
 	}
 	for _, level := range levels {
@@ -262,46 +265,51 @@ func inheritCpuset(path string) error {
 	return nil
 }
 
-// Remove removes empty cgroups, innermost first, and succeeds for those that are gone or in use by others. The last of
-// them is the pod's own.
+// Remove removes empty cgroups, innermost first, and succeeds for those that are gone or in use by others. With the
+// systemd driver the last of them, which is the pod's own, is ended as a unit if no process is in it.
 func (h Host) Remove(made []string) error {
 	var all []error
 	for i, dir := range slices.Backward(made) {
-		gone, err := h.removeLevel(dir)
-		if err == nil && gone && h.Systemd && i == len(made)-1 {
-			err = stopSlice(filepath.Base(dir))
+		var err error
+		if h.Systemd && i == len(made)-1 {
+			err = h.stopEmptySlice(dir)
 		}
-		if err != nil {
+		if err = errors.Join(err, h.removeLevel(dir)); err != nil {
 			all = append(all, fmt.Errorf("cgroup %s: %w", dir, err))
 		}
 	}
 	return errors.Join(all...)
 }
 
-func (h Host) removeLevel(dir string) (gone bool, err error) {
-	gone = true
+func (h Host) removeLevel(dir string) error {
 	for _, hierarchy := range h.hierarchies {
 		err := unix.Rmdir(h.path(hierarchy, dir))
 		switch {
-		case err == nil, errors.Is(err, unix.ENOENT):
-		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
-			gone = false
+		case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
 		default:
-			return false, os.NewSyscallError("rmdir", err)
+			return os.NewSyscallError("rmdir", err)
 		}
 	}
-	return gone, nil
+	return nil
 }
 
 // stopTime bounds how long systemd is waited for.
 const stopTime = 10 * time.Second
 
-// stopSlice has systemd forget a pod's slice, which came into being with the pod's first scope: it would keep the unit,
-// without a cgroup, until the node's next start. The slices around it are other pods', too, and stay.
-func stopSlice(unit string) error {
+// stopEmptySlice has systemd end a pod's slice, which came into being with the pod's first scope. Without it systemd
+// would keep the unit until the node's next start, and a scope that it has not cleared away yet would keep the cgroup.
+// The slices around it are other pods', too, and stay. It is one D-Bus message, left to systemd's own program as it is
+// rare: the kubelet ends the slices that it made. It is weak where pods that make slices share one: a container that
+// another of them starts in the moment between the look and the end of the slice would end with it.
+func (h Host) stopEmptySlice(dir string) error {
+	pids, err := h.Processes(dir)
+	if err != nil || len(pids) > 0 {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, "systemctl", "stop", "--no-block", "--quiet", unit).CombinedOutput()
+	unit := filepath.Base(dir)
+	out, err := exec.CommandContext(ctx, "systemctl", "stop", "--quiet", unit).CombinedOutput()
 	if err == nil || bytes.Contains(out, []byte("not loaded")) { // no container was ever started in it
 		return nil
 	}

@@ -213,6 +213,9 @@ func TestHandDown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if missing, err := h.Missing("/a/b/c"); err != nil || !slices.Equal(missing, []string{"/a/b", "/a/b/c"}) {
+		t.Errorf("missing: %v, %v", missing, err)
+	}
 	if made, err := h.EnsurePod("/a/b/c"); err != nil || !slices.Equal(made, []string{"/a/b", "/a/b/c"}) {
 		t.Errorf("%v, %v", made, err)
 	}
