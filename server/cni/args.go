@@ -3,6 +3,7 @@ package cni
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/containernetworking/cni/libcni"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -42,15 +43,21 @@ func (p Pod) runtimeConf() (*libcni.RuntimeConf, error) {
 	if len(bandwidth) > 0 {
 		capabilities["bandwidth"] = bandwidth
 	}
+	args := [][2]string{
+		{"IgnoreUnknown", "1"},
+		{"K8S_POD_NAMESPACE", p.Namespace},
+		{"K8S_POD_NAME", p.Name},
+		{"K8S_POD_INFRA_CONTAINER_ID", p.ID},
+		{"K8S_POD_UID", p.UID},
+	}
+	for _, arg := range args {
+		// They are put together as "key=value;key=value": a name could ask for the address of its choice.
+		if strings.ContainsAny(arg[1], ";=\x00") {
+			return nil, fmt.Errorf("%w: %s=%q can't be passed to plugins; leave out \";\" and \"=\"", ErrInvalid, arg[0], arg[1])
+		}
+	}
 	return &libcni.RuntimeConf{
-		ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, CapabilityArgs: capabilities,
-		Args: [][2]string{
-			{"IgnoreUnknown", "1"},
-			{"K8S_POD_NAMESPACE", p.Namespace},
-			{"K8S_POD_NAME", p.Name},
-			{"K8S_POD_INFRA_CONTAINER_ID", p.ID},
-			{"K8S_POD_UID", p.UID},
-		},
+		ContainerID: p.ID, NetNS: p.NetNS, IfName: ifName, CapabilityArgs: capabilities, Args: args,
 	}, nil
 }
 

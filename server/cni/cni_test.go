@@ -205,6 +205,12 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%s: %v", rate, err)
 		}
 	}
+	for _, p := range []Pod{{Name: "a;IP=10.0.0.1"}, {Namespace: "a=b"}, {UID: "a\x00"}} {
+		p.ID = pod.ID
+		if _, err := network.Add(t.Context(), p); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
 	if got := n.said("calls"); got != "" {
 		t.Errorf("calls %q", got)
 	}
