@@ -350,12 +350,7 @@ func TestStandardPlugins(t *testing.T) {
 	if err := network.Del(t.Context(), p); err != nil {
 		t.Error(err)
 	}
-	entries, _ := os.ReadDir(leases)
-	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "10.") {
-			t.Errorf("lease %s is left", e.Name())
-		}
-	}
+	checkNoLeases(t, leases)
 }
 
 func BenchmarkAdd(b *testing.B) {
