@@ -86,7 +86,7 @@ func Run(ctx context.Context, cfg Config, handoff *Handoff, log *slog.Logger) er
 		}
 	}()
 	k.reap() // those who ended before anybody listened
-	pause := time.Duration(0)
+	var hurry hurry
 	for ctx.Err() == nil {
 		began := time.Now()
 		if err := k.runWorker(ctx); err != nil {
@@ -98,17 +98,32 @@ func Run(ctx context.Context, cfg Config, handoff *Handoff, log *slog.Logger) er
 		if done {
 			return os.Remove(SocketPath(cfg))
 		}
-		// A worker that can't live must not eat the machine; one that lived is replaced at once.
-		pause = min(max(2*pause, 10*time.Millisecond), time.Second)
-		if time.Since(began) > time.Second {
-			pause = 0
-		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(hurry.pause(time.Since(began))):
 		case <-ctx.Done():
 		}
 	}
 	return ctx.Err()
+}
+
+// hurry decides how soon a worker is replaced: at once, because without one there is nobody to become the keeper. Only
+// one that can't live at all must not eat the machine.
+type hurry struct{ early int } // workers in a row that died young
+
+const (
+	youth     = time.Second
+	earlyMost = 10 // so many are replaced at once
+)
+
+func (h *hurry) pause(lived time.Duration) time.Duration {
+	if lived > youth {
+		h.early = 0
+	}
+	h.early++
+	if h.early <= earlyMost {
+		return 0
+	}
+	return min(10*time.Millisecond<<min(h.early-earlyMost, 10), time.Second)
 }
 
 func (k *keeper) start(handoff *Handoff) error {
