@@ -87,8 +87,13 @@ func TestBegunTorn(t *testing.T) {
 	if ids, err := network.Attached(); err != nil || len(ids) != 0 {
 		t.Errorf("%v, %v", ids, err)
 	}
-	if err := network.Del(t.Context(), Pod{ID: "a"}); err != nil {
-		t.Error(err)
+	for _, id := range []string{"a", "b", "c"} {
+		if err := network.Del(t.Context(), Pod{ID: id}); err != nil {
+			t.Error(err)
+		}
+	}
+	if ids, err := network.begun.pods(); err != nil || len(ids) != 0 {
+		t.Errorf("records are left: %v, %v", ids, err)
 	}
 }
 

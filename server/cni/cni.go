@@ -119,9 +119,11 @@ func (n *Network) Close() error {
 }
 
 // Status is nil if pods can be connected now; else it says what is missing. It reads memory only.
-func (n *Network) Status() error {
-	if now := n.current.Load(); now.err != nil {
-		return fmt.Errorf("%w: %w", ErrNotReady, now.err)
+func (n *Network) Status() error { return n.current.Load().ready() }
+
+func (n *network) ready() error {
+	if n.err != nil {
+		return fmt.Errorf("%w: %w", ErrNotReady, n.err)
 	}
 	return nil
 }
@@ -138,8 +140,8 @@ func (n *Network) Add(ctx context.Context, p Pod) (Result, error) {
 		}
 	}
 	now := n.current.Load()
-	if now.err != nil {
-		return Result{}, n.Status()
+	if err := now.ready(); err != nil {
+		return Result{}, err
 	}
 	rt, err := p.runtimeConf()
 	if err != nil {
@@ -255,17 +257,17 @@ func (n *Network) Del(ctx context.Context, p Pod) error {
 		return err
 	}
 	defer done()
-	if len(attachments) == 0 {
-		return n.delUnknown(ctx, p)
-	}
 	var all []error
+	if len(attachments) == 0 {
+		all = append(all, n.delUnknown(ctx, p))
+	}
 	for _, a := range attachments {
 		if err := n.delAttachment(ctx, a, p.NetNS); err != nil {
 			all = append(all, fmt.Errorf("network %s: %w", a.Network, err))
 		}
 	}
-	if len(all) > 0 {
-		return errors.Join(all...)
+	if err := errors.Join(all...); err != nil {
+		return err
 	}
 	return n.begun.end(p.ID)
 }
