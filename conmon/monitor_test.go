@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -526,6 +527,31 @@ func TestKillMonitor(t *testing.T) {
 		index int
 	}{{"keeper", 0}, {"worker", 1}} {
 		t.Run(who.name, func(t *testing.T) { killRounds(t, who.index) })
+	}
+}
+
+// Both halves are killed in turn, each as soon as the other is back.
+func TestKillInTurn(t *testing.T) {
+	n := newNode(t)
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	n.run(n.request("writer", "i=0; while :; do i=$((i+1)); echo line $i; sleep 0.002; done"))
+	defer n.churn()()
+	for round := range 2 * killedRounds {
+		var pids []int
+		waitFor(t, "two processes", func() bool { pids = n.monitors(); return len(pids) == 2 })
+		waitFor(t, "an answer", func() bool {
+			list, err := n.List(t.Context())
+			if err == nil && !slices.ContainsFunc(list, func(c conmon.Container) bool { return c.ID == "writer" && c.Exit == nil }) {
+				t.Fatalf("round %d: %+v", round, list)
+			}
+			return err == nil
+		})
+		time.Sleep(time.Duration(random.IntN(50)) * time.Millisecond)
+		if err := unix.Kill(pids[round%2], unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

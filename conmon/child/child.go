@@ -75,14 +75,17 @@ func Ended(pidfd *os.File) error {
 	})
 }
 
-// StatusOf learns the end of a process that is not our child. Since Linux 6.15 its pidfd keeps it (ioctl_pidfd(2),
-// PIDFD_INFO_EXIT). Before, there is only the moment in which it is somebody's zombie; if that is missed, the exit is
-// unknown.
+// StatusOf learns the end of a process that is not our child and has ended. Since Linux 6.15 its pidfd keeps it, from
+// the moment in which its parent reaps it (ioctl_pidfd(2), PIDFD_INFO_EXIT); until then it is somebody's zombie. On
+// older kernels there is only the zombie; if that is missed, the exit is unknown.
 func StatusOf(pidfd *os.File, pid int) conmon.Exit {
 	if ws, ok := pidfdStatus(pidfd); ok {
 		return conmon.DecodeWaitStatus(ws)
 	}
 	if ws, ok := zombieStatus(pid); ok {
+		return conmon.DecodeWaitStatus(ws)
+	}
+	if ws, ok := pidfdStatus(pidfd); ok { // it was reaped between the two
 		return conmon.DecodeWaitStatus(ws)
 	}
 	return conmon.UnknownExit()

@@ -335,7 +335,7 @@ func (k *keeper) strayLocked(pid int, exit conmon.Exit) {
 // ended records a container's exit and tells the worker, which tells the daemon.
 func (k *keeper) ended(id string, exit conmon.Exit) error {
 	k.mu.Lock()
-	c, link := k.held[id], k.link
+	c := k.held[id]
 	if c == nil || c.ended {
 		k.mu.Unlock()
 		return nil
@@ -346,8 +346,12 @@ func (k *keeper) ended(id string, exit conmon.Exit) error {
 	if _, err := conmon.RecordExit(k.cfg.ExitDir, id, exit, oom); err != nil {
 		return err
 	}
+	// Whoever is the worker now: it may have looked for the record before it was written. One that comes later finds it.
+	k.mu.Lock()
+	link := k.link
+	k.mu.Unlock()
 	if link != nil {
-		_ = link.Notify(MethodEnded, Ended{ID: id}) // a worker that is gone finds the record
+		_ = link.Notify(MethodEnded, Ended{ID: id})
 	}
 	return nil
 }

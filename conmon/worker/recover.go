@@ -39,7 +39,10 @@ func (w *Worker) recover(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, r := range records { // all slots first: a create by a daemon that waits must not get one of them
+	for _, r := range records { // all slots first: none of them is free for a container that is being made
+		if held[r.ID].files[fileLog] == nil {
+			r.LogSlot = noSlot // it ended and gave its slot back, which may be another's by now
+		}
 		if r.LogSlot != noSlot {
 			if err := w.journal.Reserve(r.LogSlot); err != nil {
 				return err

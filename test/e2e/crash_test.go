@@ -101,8 +101,10 @@ func (s *storm) kill(role daemon.Role) {
 	s.t.Helper()
 	pause := time.NewTimer(time.Duration(s.rng.IntN(600)) * time.Millisecond)
 	<-pause.C
-	// Another half of the monitor may just be taking over from the last kill.
-	criclient.Eventually(s.t, 20*time.Second, "a process that is the "+string(role), func() bool { return s.d.Pid(role) != 0 })
+	// One at a time: while one half of the monitor takes over from the other, it is alone.
+	criclient.Eventually(s.t, 20*time.Second, "a keeper and a worker", func() bool {
+		return s.d.Pid(daemon.Keeper) != 0 && s.d.Pid(daemon.Worker) != 0
+	})
 	if err := s.d.Kill(role); err != nil {
 		s.t.Fatalf("kill %s: %v", role, err)
 	}
