@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	cs "github.com/containers/storage"
 	graphdriver "github.com/containers/storage/drivers"
@@ -91,7 +92,7 @@ func Open(cfg Config) (_ *Store, err error) {
 			s.lock.Close()
 		}
 	}()
-	if err := errors.Join(s.clear(s.stagingDir()), s.clear(s.TempDir())); err != nil {
+	if err := errors.Join(s.clear(s.stagingDir()), s.clear(s.TempDir()), s.clear(s.deletedDir())); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(s.TempDir(), 0o700); err != nil {
@@ -162,7 +163,10 @@ func (s *Store) stagingDir() string { return filepath.Join(s.cfg.Root, "overlay"
 // TempDir is a directory for files that nobody needs after a restart. Open empties it.
 func (s *Store) TempDir() string { return filepath.Join(s.cfg.Root, "tmp") }
 
-// clear removes what an interrupted pull left in a directory. Nobody else has the store open.
+// deletedDir is where the driver moves layers before it removes them.
+func (s *Store) deletedDir() string { return filepath.Join(s.cfg.Root, "overlay", "tempdirs") }
+
+// clear removes what interrupted work left in a directory. Nobody else has the store open.
 func (s *Store) clear(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -172,10 +176,41 @@ func (s *Store) clear(dir string) error {
 		return fmt.Errorf("storage: %w", err)
 	}
 	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+		if err := s.removeLeft(filepath.Join(dir, e.Name())); err != nil {
 			return fmt.Errorf("storage: %w", err)
 		}
-		s.log.Info("removed what an interrupted pull left", "dir", dir, "name", e.Name())
+		s.log.Info("removed what was interrupted", "dir", dir, "name", e.Name())
 	}
 	return nil
+}
+
+const (
+	leftTries = 50
+	leftPause = 20 * time.Millisecond
+)
+
+// removeLeft tries for a second: the kernel may not be done yet with what a process did that was killed a moment ago.
+func (s *Store) removeLeft(path string) error {
+	var err error
+	for range leftTries {
+		if err = os.RemoveAll(path); err == nil {
+			return nil
+		}
+		s.log.Warn("not removed yet", "path", path, "err", err, "holds", holds(err))
+		<-time.After(leftPause)
+	}
+	return err
+}
+
+// holds names what is in the directory that could not be removed.
+func holds(err error) (names []string) {
+	var at *fs.PathError
+	if !errors.As(err, &at) {
+		return nil
+	}
+	entries, _ := os.ReadDir(at.Path)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
 }
