@@ -25,9 +25,11 @@ func (h Host) finder() string {
 }
 
 // Processes returns the processes in the cgroup at dir (see [Host.Dir]) and below it. None if it is gone.
-func (h Host) Processes(dir string) ([]int, error) {
+func (h Host) Processes(dir string) ([]int, error) { return below(h.path(h.finder(), dir)) }
+
+// below returns the processes in the cgroup directory at root and in those below it.
+func below(root string) ([]int, error) {
 	var pids []int
-	root := h.path(h.finder(), dir)
 	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil
@@ -63,22 +65,17 @@ func processes(path string) ([]int, error) {
 	return pids, nil
 }
 
-// Kill ends every process in the cgroup at dir and below it. It does not wait until they are gone.
-func (h Host) Kill(dir string) error {
-	if h.V2 {
-		err := os.WriteFile(filepath.Join(h.path("", dir), "cgroup.kill"), []byte("1"), 0) // Linux 5.14
-		if err == nil {
-			return nil
-		}
-		if _, serr := os.Stat(h.path("", dir)); errors.Is(serr, fs.ErrNotExist) {
-			return nil
-		}
+// Kill ends every process in the cgroup directory at path, of any hierarchy, and below it. It does not wait until they
+// are gone. It succeeds if the directory is gone.
+func Kill(path string) error {
+	if err := os.WriteFile(filepath.Join(path, "cgroup.kill"), []byte("1"), 0); err == nil { // v2, since Linux 5.14
+		return nil
 	}
-	h.freeze(dir, true)
-	err := h.killEach(dir)
-	h.freeze(dir, false) // also those that were frozen before: a frozen process of v1 doesn't die
+	freeze(path, true)
+	err := killEach(path)
+	freeze(path, false) // also those that were frozen before: a frozen process of v1 doesn't die
 	if err != nil {
-		return fmt.Errorf("cgroup %s: %w", dir, err)
+		return fmt.Errorf("cgroup %s: %w", path, err)
 	}
 	return nil
 }
@@ -87,10 +84,10 @@ func (h Host) Kill(dir string) error {
 // fork, so that it ends after two or three; without the freezer somebody may fork faster than we kill.
 const maxPasses = 100
 
-func (h Host) killEach(dir string) error {
+func killEach(path string) error {
 	killed := map[int]bool{}
 	for range maxPasses {
-		pids, err := h.Processes(dir)
+		pids, err := below(path)
 		if err != nil {
 			return err
 		}
@@ -108,40 +105,28 @@ func (h Host) killEach(dir string) error {
 	return fmt.Errorf("processes are started faster than they can be killed: %d so far", len(killed))
 }
 
-// freeze stops or continues what is in the cgroup at dir and below it. It does not wait: who is about to be frozen
-// comes no further than the end of its system call. There may be no freezer.
-func (h Host) freeze(dir string, frozen bool) {
-	name, state := "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}
-	hierarchy := "freezer"
-	if h.V2 {
-		name, state, hierarchy = "cgroup.freeze", map[bool]string{true: "1", false: "0"}, ""
-	}
-	_ = filepath.WalkDir(h.path(hierarchy, dir), func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.IsDir() {
-			_ = os.WriteFile(filepath.Join(path, name), []byte(state[frozen]), 0)
+// freezers are the files that stop a cgroup, of v1's freezer and of v2, and what they are told.
+var freezers = []struct{ name, frozen, thawed string }{
+	{"freezer.state", "FROZEN", "THAWED"}, {"cgroup.freeze", "1", "0"},
+}
+
+// freeze stops or continues what is in the cgroup and below it, if its hierarchy can. It does not wait: who is about
+// to be frozen comes no further than the end of its system call.
+func freeze(root string, frozen bool) {
+	_ = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return nil
+		}
+		for _, f := range freezers {
+			state := f.thawed
+			if frozen {
+				state = f.frozen
+			}
+			if file, err := os.OpenFile(filepath.Join(path, f.name), os.O_WRONLY, 0); err == nil {
+				_, _ = file.WriteString(state)
+				file.Close()
+			}
 		}
 		return nil
 	})
-}
-
-// Containers returns the IDs of the containers whose cgroups are below a pod's cgroup_parent.
-func (h Host) Containers(parent string) ([]string, error) {
-	dir, err := h.parentDir(parent)
-	if err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(h.path(h.finder(), dir))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cgroup %s: %w", dir, err)
-	}
-	var ids []string
-	for _, entry := range entries {
-		if id, ok := strings.CutPrefix(entry.Name(), prefix+"-"); ok && entry.IsDir() {
-			ids = append(ids, strings.TrimSuffix(id, ".scope"))
-		}
-	}
-	return ids, nil
 }

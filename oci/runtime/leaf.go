@@ -2,13 +2,12 @@ package runtime
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/oci/cgroup"
 )
 
 // Leaf is a cgroup below a container's for one exec, so that the exec can be killed with all that it started. It
@@ -18,9 +17,9 @@ type Leaf struct {
 	sub map[string]string // as libcontainer wants it
 }
 
-// leafControllers are those of cgroup v1 in whose hierarchy a leaf is made: one is enough to find the processes, and
-// counts in it are hierarchical.
-var leafControllers = []string{"pids", "freezer", "name=systemd"}
+// leafControllers are those of cgroup v1 in whose hierarchy a leaf is made: one is enough to find the processes. The
+// freezer's keeps them from forking while they are killed.
+var leafControllers = []string{"freezer", "pids", "name=systemd"}
 
 // MakeLeaf makes a leaf below the cgroups of a container. On cgroup v2 no controller is enabled in it, which the
 // kernel allows beside processes in the parent (cgroups(7), "no internal processes").
@@ -52,29 +51,7 @@ func (l Leaf) Kill() error {
 	if l.dir == "" {
 		return nil
 	}
-	if f, err := os.OpenFile(filepath.Join(l.dir, "cgroup.kill"), os.O_WRONLY, 0); err == nil { // v2, since Linux 5.14
-		defer f.Close()
-		_, err := f.WriteString("1")
-		return err
-	}
-	// A process may fork while the list is read: repeat until a pass finds nobody that was not sent SIGKILL yet.
-	killed := map[int]bool{}
-	for {
-		pids, err := l.processes()
-		if err != nil {
-			return err
-		}
-		found := false
-		for _, pid := range pids {
-			if !killed[pid] {
-				found, killed[pid] = true, true
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
-		if !found {
-			return nil
-		}
-	}
+	return cgroup.Kill(l.dir)
 }
 
 // Remove removes the leaf. Processes that outlive an exec that was not killed stay in it, and with it; they are then
@@ -85,23 +62,4 @@ func (l Leaf) Remove() bool {
 	}
 	err := unix.Rmdir(l.dir)
 	return err == nil || errors.Is(err, unix.ENOENT)
-}
-
-func (l Leaf) processes() ([]int, error) {
-	data, err := os.ReadFile(filepath.Join(l.dir, "cgroup.procs"))
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	var pids []int
-	for field := range strings.FieldsSeq(string(data)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil {
-			return nil, fmt.Errorf("cgroup.procs: %w", err)
-		}
-		pids = append(pids, pid)
-	}
-	return pids, nil
 }
