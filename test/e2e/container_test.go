@@ -2,8 +2,6 @@ package e2e
 
 import (
 	"context"
-	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -94,25 +92,13 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// catches tells whether a process has a handler for a signal (proc_pid_status(5)).
-func catches(pid int, sig syscall.Signal) bool {
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return false
-	}
-	_, mask, _ := strings.Cut(string(status), "SigCgt:")
-	var set uint64
-	_, err = fmt.Sscanf(mask, "%x", &set)
-	return err == nil && set&(1<<(uint(sig)-1)) != 0
-}
-
 func TestKilledFromOutside(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t, criclient.HostNetwork)
 	for sig, want := range map[syscall.Signal]int32{syscall.SIGKILL: 137, syscall.SIGSEGV: 139} {
 		ctr := sleeper(t, pod)
-		if sig != syscall.SIGKILL { // until it has a handler, the first process of a namespace does not notice
-			criclient.Eventually(t, 10*time.Second, "a handler for "+sig.String(), func() bool { return catches(ctr.Pid(t), sig) })
+		if sig != syscall.SIGKILL {
+			waitCatches(t, ctr, sig)
 		}
 		if err := syscall.Kill(ctr.Pid(t), sig); err != nil {
 			t.Fatal(err)

@@ -51,13 +51,16 @@ func sleeper(t testing.TB, pod *criclient.Pod, mods ...criclient.ContainerMod) *
 	return ctr
 }
 
-// waitCatches waits until the container's first process has a handler for sig: without one, the first process of a
-// PID namespace is immune to it.
+// waitCatches waits until the probe that a container runs has a handler for sig: without one, the first process of a
+// PID namespace is immune to it. The process that is about to execute the probe is another one, and has handlers, too.
 func waitCatches(t testing.TB, ctr *criclient.Container, sig syscall.Signal) {
 	t.Helper()
-	status := "/proc/" + itoa(ctr.Pid(t)) + "/status"
+	proc := "/proc/" + itoa(ctr.Pid(t))
 	criclient.Eventually(t, 10*time.Second, "a handler for "+sig.String(), func() bool {
-		raw, _ := os.ReadFile(status)
+		if cmdline, _ := os.ReadFile(proc + "/cmdline"); !strings.HasPrefix(string(cmdline), "/probe\x00") {
+			return false
+		}
+		raw, _ := os.ReadFile(proc + "/status")
 		_, mask, _ := strings.Cut(string(raw), "SigCgt:\t")
 		mask, _, _ = strings.Cut(mask, "\n")
 		caught, _ := strconv.ParseUint(mask, 16, 64)
