@@ -79,9 +79,9 @@ func execArgs(m *wire.Message) (runtime.Stdio, conmon.ExecArgs, error) {
 	return stdio, args, nil
 }
 
-// running is a process that was started by an exec.
+// execProcess is a process that was started by an exec.
 type execProcess struct {
-	pid   int
+	runtime.Process
 	pidfd *os.File
 	leaf  runtime.Leaf
 }
@@ -93,16 +93,16 @@ func (w *Worker) spawn(ctx context.Context, r *record, args conmon.ExecArgs, lea
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	pid, err := w.runtime.Exec(r.ID, execSpec(r.Process, args.ExecRequest), leaf, stdio)
+	process, err := w.runtime.Exec(r.ID, execSpec(r.Process, args.ExecRequest), leaf, stdio)
 	if err != nil {
 		return nil, err
 	}
-	pidfd, err := child.OpenFD(pid)
+	pidfd, err := child.OpenFD(process.Pid)
 	if err != nil {
 		_ = leaf.Kill()
 		return nil, err
 	}
-	return &execProcess{pid, pidfd, leaf}, nil
+	return &execProcess{process, pidfd, leaf}, nil
 }
 
 // execSpec is the container's own process with another command.
@@ -139,14 +139,14 @@ func (p *execProcess) wait(ctx context.Context, limit time.Duration) (any, []*os
 // kill ends the process and everything that it started.
 func (p *execProcess) kill(ended <-chan error) error {
 	err := p.leaf.Kill()
-	_ = unix.Kill(p.pid, unix.SIGKILL) // not reaped yet, so it is still that process
+	_ = unix.Kill(p.Pid, unix.SIGKILL) // not reaped yet, so it is still that process
 	select {
 	case werr := <-ended:
 		_, rerr := p.reap(werr)
 		return errors.Join(err, rerr)
 	case <-time.After(killTime):
 		go func() { p.reap(<-ended) }()
-		return errors.Join(err, fmt.Errorf("process %d was killed and has not ended after %s", p.pid, killTime))
+		return errors.Join(err, fmt.Errorf("process %d was killed and has not ended after %s", p.Pid, killTime))
 	}
 }
 
@@ -154,16 +154,11 @@ func (p *execProcess) reap(err error) (code int, _ error) {
 	if err != nil {
 		return -1, err
 	}
-	n, err := fileNumber(p.pidfd)
+	status, err := p.Wait()
 	if err != nil {
 		return -1, err
 	}
-	pid, exit, err := child.PeekFD(n)
-	if err != nil {
-		return -1, os.NewSyscallError("waitid", err)
-	}
-	child.Reap(pid)
-	return exit.Code, nil
+	return conmon.DecodeWaitStatus(status).Code, nil
 }
 
 func closeFiles(files []*os.File) {

@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/cgroups"
@@ -168,22 +169,39 @@ func waits(pid int) bool {
 	return err != nil || string(data) == os.Args[0]+"\x00init\x00"
 }
 
+// Process is one that Exec started.
+type Process struct {
+	Pid     int
+	process *libcontainer.Process
+}
+
+// Wait returns how the process ended and lets go of what libcontainer holds for it. It blocks a thread until then, so
+// it is for a process that has ended.
+func (p Process) Wait() (unix.WaitStatus, error) {
+	state, err := p.process.Wait()
+	if state == nil {
+		return 0, err
+	}
+	return unix.WaitStatus(state.Sys().(syscall.WaitStatus)), nil
+}
+
 // Exec runs another process in a container. leaf names a cgroup below the container's for it, which [MakeLeaf] made;
-// nil for the container's own.
-func (r *Runtime) Exec(id string, p *rspec.Process, leaf Leaf, stdio Stdio) (pid int, err error) {
+// the zero Leaf stands for the container's own.
+func (r *Runtime) Exec(id string, p *rspec.Process, leaf Leaf, stdio Stdio) (Process, error) {
 	c, err := r.load(id)
 	if err != nil {
-		return 0, err
+		return Process{}, err
 	}
 	process, err := newProcess(p, stdio)
 	if err != nil {
-		return 0, err
+		return Process{}, err
 	}
 	process.SubCgroupPaths = leaf.sub
 	if err := c.Start(process); err != nil {
-		return 0, err
+		return Process{}, err
 	}
-	return process.Pid()
+	pid, err := process.Pid()
+	return Process{pid, process}, err
 }
 
 // Signal sends a signal to the container's first process. SIGKILL ends all processes of a container that has no PID
