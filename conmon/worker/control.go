@@ -174,6 +174,12 @@ func (w *Worker) kill(ctx context.Context, c *container) error {
 
 // forget removes what is on disk, the exit record last: it says that there was a container.
 func (w *Worker) forget(id string) error {
+	// A create that was cut short, and whose cgroup could not be purged then, has a record that says where to look.
+	if r, err := w.loadRecord(id); err == nil && r.Pid == 0 {
+		if err := w.purge(id, r.CgroupsPath, r.Systemd); err != nil {
+			return err
+		}
+	}
 	if err := w.runtime.Delete(id); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}

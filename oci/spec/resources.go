@@ -31,7 +31,7 @@ func (b *builder) resources() error {
 }
 
 // Resources makes the OCI resources of a config, or of a CRI update (UpdateContainerResources): a field that is not
-// set there is nil or empty here and keeps its value, see MergeResources. The strings are notes, as in Output.
+// set there is nil or empty here and keeps its value. The strings are notes, as in Output.
 func Resources(h Host, r *cri.LinuxContainerResources) (*rspec.LinuxResources, []string, error) {
 	l := &cgroupLimits{host: h, from: r, to: &rspec.LinuxResources{}}
 	for _, step := range []func() error{l.cpu, l.cpuset, l.memory, l.hugepages, l.unified} {
@@ -40,68 +40,6 @@ func Resources(h Host, r *cri.LinuxContainerResources) (*rspec.LinuxResources, [
 		}
 	}
 	return l.to, l.notes, nil
-}
-
-// MergeResources is what applies after an update: the update's fields where they are set, and the old ones. Neither
-// argument is changed.
-func MergeResources(old, update *rspec.LinuxResources) *rspec.LinuxResources {
-	merged := *old
-	if update.CPU != nil {
-		merged.CPU = mergeCPU(old.CPU, update.CPU)
-	}
-	if update.Memory != nil {
-		merged.Memory = mergeMemory(old.Memory, update.Memory)
-	}
-	merged.HugepageLimits = slices.Clone(old.HugepageLimits)
-	for _, limit := range update.HugepageLimits {
-		merged.HugepageLimits = slices.DeleteFunc(merged.HugepageLimits, func(o rspec.LinuxHugepageLimit) bool {
-			return o.Pagesize == limit.Pagesize
-		})
-		merged.HugepageLimits = append(merged.HugepageLimits, limit)
-	}
-	if len(update.Unified) > 0 {
-		merged.Unified = maps.Clone(update.Unified)
-		for key, value := range old.Unified {
-			if _, ok := update.Unified[key]; !ok {
-				merged.Unified[key] = value
-			}
-		}
-	}
-	return &merged
-}
-
-func mergeCPU(old, update *rspec.LinuxCPU) *rspec.LinuxCPU {
-	merged := rspec.LinuxCPU{}
-	if old != nil {
-		merged = *old
-	}
-	merged.Shares = either(update.Shares, merged.Shares)
-	merged.Quota = either(update.Quota, merged.Quota)
-	merged.Period = either(update.Period, merged.Period)
-	if update.Cpus != "" {
-		merged.Cpus = update.Cpus
-	}
-	if update.Mems != "" {
-		merged.Mems = update.Mems
-	}
-	return &merged
-}
-
-func mergeMemory(old, update *rspec.LinuxMemory) *rspec.LinuxMemory {
-	merged := rspec.LinuxMemory{}
-	if old != nil {
-		merged = *old
-	}
-	merged.Limit = either(update.Limit, merged.Limit)
-	merged.Swap = either(update.Swap, merged.Swap)
-	return &merged
-}
-
-func either[T any](first, second *T) *T {
-	if first != nil {
-		return first
-	}
-	return second
 }
 
 // cgroupLimits translates one set of resources.
