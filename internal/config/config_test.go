@@ -225,6 +225,7 @@ func FuzzLoad(f *testing.F) {
 	f.Add(b.Bytes())
 	f.Add([]byte("image = { policy = 3, \"x.y\" = [1, \"a\"] }\n[[a.b]]\nc = 1979-05-27\n"))
 	f.Add([]byte("[image]\n[image.policy]\n"))
+	f.Add([]byte("[\"\"]\n0=[]")) // a table whose name is empty
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, places := Defaults(), map[string]Place{}
 		mistakes := c.merge("f", data, places)

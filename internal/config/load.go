@@ -168,7 +168,6 @@ func keyLines(data []byte) map[string]int {
 		e := p.Expression()
 		switch e.Kind {
 		case unstable.Table, unstable.ArrayTable:
-			table = ""
 			table = keyLine(&p, lines, "", e.Key()) + "."
 		case unstable.KeyValue:
 			keyValueLines(&p, lines, table, e)
@@ -187,17 +186,16 @@ func keyValueLines(p *unstable.Parser, lines map[string]int, table string, kv *u
 	}
 }
 
-// keyLine notes the line of a dotted key and of each table that it goes through, and returns its full name.
-func keyLine(p *unstable.Parser, lines map[string]int, table string, key unstable.Iterator) string {
-	name := strings.TrimSuffix(table, ".")
+// keyLine notes the line of a dotted key below prefix and of each table that it goes through, and returns its full
+// name, built as flatten builds it: a key may be the empty string.
+func keyLine(p *unstable.Parser, lines map[string]int, prefix string, key unstable.Iterator) string {
+	name := ""
 	for key.Next() {
-		if name != "" {
-			name += "."
-		}
-		name += string(key.Node().Data)
+		name = prefix + string(key.Node().Data)
 		if lines[name] == 0 {
 			lines[name] = p.Shape(key.Node().Raw).Start.Line
 		}
+		prefix = name + "."
 	}
 	return name
 }
