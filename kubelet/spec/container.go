@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"strconv"
+	"strings"
 
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -90,26 +91,15 @@ func annotations(in Container) (map[string]string, error) {
 	return out, nil
 }
 
+// SignalName writes a signal of CRI as the API does: SIGNAL_SIGRTMINPLUS1 is SIGRTMIN+1.
+func SignalName(s cri.Signal) v1.Signal {
+	return v1.Signal(strings.NewReplacer("SIGNAL_", "", "PLUS", "+", "MINUS", "-").Replace(s.String()))
+}
+
 // stopSignal is what the pod asks for (KEP-4960), else the image's.
 func stopSignal(c *v1.Container) cri.Signal {
 	if c.Lifecycle == nil || c.Lifecycle.StopSignal == nil {
 		return cri.Signal_SIGNAL_RUNTIME_DEFAULT
 	}
-	return cri.Signal(cri.Signal_value["SIGNAL_"+signalName(string(*c.Lifecycle.StopSignal))])
-}
-
-// signalName writes a signal of the API as CRI's constants are written: SIGRTMIN+1 is SIGRTMINPLUS1.
-func signalName(s string) string {
-	out := make([]byte, 0, len(s)+4)
-	for i := range len(s) {
-		switch s[i] {
-		case '+':
-			out = append(out, "PLUS"...)
-		case '-':
-			out = append(out, "MINUS"...)
-		default:
-			out = append(out, s[i])
-		}
-	}
-	return string(out)
+	return cri.Signal(cri.Signal_value["SIGNAL_"+strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(string(*c.Lifecycle.StopSignal))])
 }

@@ -1,0 +1,257 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/orlop/orlop/kubelet/pod"
+)
+
+// senders is how many pods' statuses are on their way at a time.
+const senders = 8
+
+// retryAfter is how long a status waits that the API server did not take.
+const retryAfter = 2 * time.Second
+
+// Manager remembers the status of each pod and brings it to the API server: at once, the newest only, and one at a time
+// for each pod. Without an API server it only remembers.
+type Manager struct {
+	client kubernetes.Interface // nil without an API server
+	log    *slog.Logger
+
+	mu   sync.Mutex
+	pods map[types.UID]*entry
+	wake chan types.UID
+}
+
+// entry is one pod's.
+type entry struct {
+	pod     *v1.Pod // as the API server has it: a mirror pod for a static one; nil until there is one
+	status  v1.PodStatus
+	version uint64 // of status
+	sent    uint64 // the version that the API server has
+	sending bool
+	ended   bool // nothing of the pod is left on this node, and it may be deleted
+}
+
+// NewManager sends through client, which may be nil.
+func NewManager(client kubernetes.Interface, log *slog.Logger) *Manager {
+	return &Manager{client: client, log: log, pods: map[types.UID]*entry{}, wake: make(chan types.UID, 4096)}
+}
+
+// Get is the status that was set last.
+func (m *Manager) Get(uid types.UID) (v1.PodStatus, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if e := m.pods[uid]; e != nil && e.version > 0 {
+		return *e.status.DeepCopy(), true
+	}
+	return v1.PodStatus{}, false
+}
+
+// Set remembers and sends a pod's status. known is the pod as the API server has it, which for a static pod is its mirror;
+// nil if it has none.
+func (m *Manager) Set(uid types.UID, known *v1.Pod, s v1.PodStatus) {
+	m.mu.Lock()
+	e := m.entryLocked(uid)
+	if known != nil && (e.pod == nil || e.pod.UID != known.UID) {
+		e.sent = 0 // another object: the mirror was made anew
+	}
+	if known != nil {
+		e.pod = known
+	}
+	if e.version == 0 || !equality.Semantic.DeepEqual(&e.status, &s) {
+		e.status = *s.DeepCopy()
+		e.version++
+	}
+	due := e.dueLocked()
+	m.mu.Unlock()
+	if due {
+		m.wakeUp(uid)
+	}
+}
+
+// End says that nothing of the pod is left here. If it is being deleted, the API server may let it go now.
+func (m *Manager) End(uid types.UID, known *v1.Pod) {
+	m.mu.Lock()
+	e := m.entryLocked(uid)
+	if known != nil {
+		e.pod = known
+	}
+	e.ended = true
+	due := e.dueLocked()
+	m.mu.Unlock()
+	if due {
+		m.wakeUp(uid)
+	}
+}
+
+// Forget drops a pod that neither the API server nor this node has.
+func (m *Manager) Forget(uid types.UID) {
+	m.mu.Lock()
+	delete(m.pods, uid)
+	m.mu.Unlock()
+}
+
+func (m *Manager) entryLocked(uid types.UID) *entry {
+	if m.pods[uid] == nil {
+		m.pods[uid] = &entry{}
+	}
+	return m.pods[uid]
+}
+
+// dueLocked is true if there is something to send.
+func (e *entry) dueLocked() bool {
+	return e.pod != nil && !e.sending && (e.sent < e.version || e.deletableLocked())
+}
+
+func (e *entry) deletableLocked() bool {
+	return e.ended && e.pod.DeletionTimestamp != nil && !pod.IsMirror(e.pod)
+}
+
+func (m *Manager) wakeUp(uid types.UID) {
+	if m.client != nil {
+		m.wake <- uid
+	}
+}
+
+// Run sends until ctx ends.
+func (m *Manager) Run(ctx context.Context) {
+	if m.client == nil {
+		return
+	}
+	var all sync.WaitGroup
+	for range senders {
+		all.Go(func() {
+			for {
+				select {
+				case <-ctx.Done():
+					return
+				case uid := <-m.wake:
+					m.send(ctx, uid)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// send brings one pod up to date. What changed meanwhile is sent by the same goroutine.
+func (m *Manager) send(ctx context.Context, uid types.UID) {
+	for {
+		m.mu.Lock()
+		e := m.pods[uid]
+		if e == nil || !e.dueLocked() {
+			m.mu.Unlock()
+			return
+		}
+		e.sending = true
+		known, status, version, deletable := e.pod, *e.status.DeepCopy(), e.version, e.deletableLocked()
+		m.mu.Unlock()
+
+		err := m.update(ctx, known, status, version, e)
+		if err == nil && deletable {
+			err = m.delete(ctx, known)
+		}
+		m.mu.Lock()
+		e.sending = false
+		if deletable && err == nil {
+			e.ended = false // the pod's object goes; nothing more to do
+		}
+		m.mu.Unlock()
+		if err != nil {
+			if ctx.Err() == nil {
+				m.log.Warn("status not sent", "pod", pod.Ref(known), "err", err)
+				time.AfterFunc(retryAfter, func() { m.wakeUp(uid) })
+			}
+			return
+		}
+	}
+}
+
+// update patches what differs from the API server's status.
+func (m *Manager) update(ctx context.Context, known *v1.Pod, status v1.PodStatus, version uint64, e *entry) error {
+	m.mu.Lock()
+	current := e.sent >= version
+	m.mu.Unlock()
+	if current || version == 0 {
+		return nil
+	}
+	status = merge(known, status)
+	patch, changed, err := difference(known, status)
+	if err == nil && changed {
+		var updated *v1.Pod
+		updated, err = m.client.CoreV1().Pods(known.Namespace).Patch(ctx, known.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		if err == nil {
+			m.mu.Lock()
+			e.pod = updated
+			m.mu.Unlock()
+		}
+	}
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) { // gone, or another pod of this name by now
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("patch status: %w", err)
+	}
+	m.mu.Lock()
+	e.sent = max(e.sent, version)
+	m.mu.Unlock()
+	return nil
+}
+
+// merge keeps the conditions that others have set meanwhile.
+func merge(known *v1.Pod, s v1.PodStatus) v1.PodStatus {
+	s.Conditions = slices.DeleteFunc(s.Conditions, func(c v1.PodCondition) bool { return !IsOwn(c.Type) })
+	for _, c := range known.Status.Conditions {
+		if !IsOwn(c.Type) {
+			s.Conditions = append(s.Conditions, c)
+		}
+	}
+	return s
+}
+
+// difference is a patch of the status. It carries the UID, so that a new pod of the same name does not take it.
+func difference(known *v1.Pod, s v1.PodStatus) (patch []byte, changed bool, err error) {
+	before, err := json.Marshal(v1.Pod{Status: known.Status})
+	if err != nil {
+		return nil, false, err
+	}
+	after, err := json.Marshal(v1.Pod{ObjectMeta: metav1.ObjectMeta{UID: known.UID}, Status: s})
+	if err != nil {
+		return nil, false, err
+	}
+	patch, err = strategicpatch.CreateTwoWayMergePatch(before, after, v1.Pod{})
+	if err != nil {
+		return nil, false, err
+	}
+	return patch, string(patch) != fmt.Sprintf(`{"metadata":{"uid":%q}}`, known.UID), nil
+}
+
+// delete ends a graceful deletion, see the pod lifecycle of the Kubernetes documentation.
+func (m *Manager) delete(ctx context.Context, known *v1.Pod) error {
+	now := int64(0)
+	err := m.client.CoreV1().Pods(known.Namespace).Delete(ctx, known.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &known.UID},
+	})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("end deletion: %w", err)
+	}
+	return nil
+}
