@@ -301,7 +301,7 @@ func TestRestartedContainer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		grace := int64(7)
 		r := newRig(t, v1.Container{
-			LivenessProbe:  with(every(10), func(p *v1.Probe) { p.FailureThreshold, p.TerminationGracePeriodSeconds = 1, &grace }),
+			LivenessProbe:  with(every(11), func(p *v1.Probe) { p.FailureThreshold, p.TerminationGracePeriodSeconds = 1, &grace }),
 			ReadinessProbe: every(10),
 		})
 		defer r.m.Close()
@@ -322,8 +322,8 @@ func TestRestartedContainer(t *testing.T) {
 		}
 		r.runs("2")
 		r.pass()
-		r.advance(11 * time.Second)
-		if got, want := r.tried(), "r0 r10 l10! r23 r33 l33"; got != want {
+		r.advance(12 * time.Second)
+		if got, want := r.tried(), "r0 r10 l11! r23 r33 l34"; got != want {
 			t.Errorf("tried %s, want %s", got, want)
 		}
 		if _, failed := r.m.Failed("1"); failed {
