@@ -238,15 +238,19 @@ func TestFollow(t *testing.T) {
 			r := rotator(t, w, 1000)
 			var ended atomic.Bool
 			got := &collector{t: t}
-			release := make(chan struct{})
-			if slow {
-				got.hold = sync.OnceFunc(func() { <-release })
-			}
+			begun, release := make(chan struct{}), make(chan struct{})
+			got.hold = sync.OnceFunc(func() {
+				close(begun)
+				if slow {
+					<-release
+				}
+			})
 			done := make(chan error, 1)
 			w.line()
 			go func() {
 				done <- Read(t.Context(), w.path, Options{Stdout: got, Follow: true, Ended: ended.Load})
 			}()
+			<-begun
 			for range 12 {
 				for range 500 {
 					w.line()
