@@ -52,7 +52,7 @@ type Config struct {
 
 // Puller pulls images. Its methods may run side by side.
 type Puller struct {
-	cfg     Config
+	cfg    Config
 	delays *backoff.Delays
 	slots  chan struct{} // nil for no limit
 }

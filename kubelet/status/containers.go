@@ -31,6 +31,7 @@ func containers(in Input, list []*v1.Container) []v1.ContainerStatus {
 			s = unseen(in, c, old)
 		} else {
 			s = seen(in, c, latest)
+			keepMessage(&s, old)
 			if previous := in.Have.Previous(c.Name); previous != nil && previous.Exited() {
 				s.LastTerminationState.Terminated = in.terminated(previous)
 			} else if old != nil { // the runtime no longer has it
@@ -42,6 +43,18 @@ func containers(in Input, list []*v1.Container) []v1.ContainerStatus {
 		out = append(out, s)
 	}
 	return out
+}
+
+// keepMessage: the last words of a container are gone with the pod's files, but not from its status.
+func keepMessage(s, old *v1.ContainerStatus) {
+	if old == nil || s.State.Terminated == nil || s.State.Terminated.Message != "" {
+		return
+	}
+	for _, said := range []*v1.ContainerStateTerminated{old.State.Terminated, old.LastTerminationState.Terminated} {
+		if said != nil && said.ContainerID == s.ContainerID {
+			s.State.Terminated.Message = said.Message
+		}
+	}
 }
 
 // lastOf is how the container before the one with an ID ended, as far as an old status tells.

@@ -1,0 +1,307 @@
+package kubelet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/kubelet/admit"
+	"github.com/orlop/orlop/kubelet/plan"
+	"github.com/orlop/orlop/kubelet/pod"
+	"github.com/orlop/orlop/kubelet/resource"
+	"github.com/orlop/orlop/kubelet/runtime"
+	"github.com/orlop/orlop/kubelet/status"
+)
+
+// roundsAtOnce limits how often a pod is acted upon in one turn, so that one that never comes to rest waits in between.
+const roundsAtOnce = 20
+
+// sync brings a pod to what its spec wants: it looks, plans and acts until there is nothing left to do.
+func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err error) {
+	if v.pod, err = w.withMirror(ctx, v.pod); err != nil {
+		return 0, err
+	}
+	if !w.isAdmitted() {
+		if refusal := w.admit(v.pod); refusal != nil {
+			w.k.cfg.Events.Event(v.pod, v1.EventTypeWarning, refusal.Reason, refusal.Message)
+			w.end(status.Final{Reason: refusal.Reason, Message: refusal.Message}, nil)
+			return 0, nil
+		}
+	}
+	w.k.cfg.Objects.Register(v.pod)
+	for range roundsAtOnce {
+		have, err := w.k.reader.Pod(ctx, w.uid)
+		if err != nil {
+			return 0, err
+		}
+		left, expired := deadline(v.pod, w.startTime(), time.Now())
+		if expired {
+			w.k.cfg.Events.Event(v.pod, v1.EventTypeNormal, "DeadlineExceeded", deadlineMessage)
+			w.end(status.Final{Reason: "DeadlineExceeded", Message: deadlineMessage}, nil)
+			return 0, nil
+		}
+		p := w.plan(v.pod, have)
+		w.noteDelays(v.pod, p.Delayed)
+		w.report(ctx, v, have)
+		acted, wait, err := w.act(ctx, v.pod, have, p)
+		if err != nil {
+			return 0, errors.Join(err, w.reportAfter(ctx, v))
+		}
+		if p.Done {
+			w.move(ending)
+			w.poke()
+			return 0, nil
+		}
+		if !acted {
+			return soonest(append(wait, left, w.k.cfg.Timing.Sync)), w.prune(ctx, v.pod, have)
+		}
+	}
+	return 0, fmt.Errorf("did not come to rest in %d rounds", roundsAtOnce)
+}
+
+const deadlineMessage = "Pod was active on the node longer than the specified deadline"
+
+func (w *worker) isAdmitted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.admitted
+}
+
+// admit checks a pod once. One that ran before this process did is in.
+func (w *worker) admit(p *v1.Pod) *admit.Refusal {
+	node := w.k.admission()
+	if s, known := w.k.status.Get(w.uid); (known && s.StartTime != nil) || p.Status.StartTime != nil {
+		node.Pressure, node.ShuttingDown, node.Allocatable, node.Pods = false, false, nil, nil
+	}
+	if refusal := admit.Check(p, node); refusal != nil {
+		return refusal
+	}
+	w.mu.Lock()
+	w.admitted = true
+	w.mu.Unlock()
+	return nil
+}
+
+// deadline is how long the pod may be active yet; 0 without a limit.
+func deadline(p *v1.Pod, start *metav1.Time, now time.Time) (left time.Duration, expired bool) {
+	if p.Spec.ActiveDeadlineSeconds == nil || start.IsZero() {
+		return 0, false
+	}
+	left = time.Duration(*p.Spec.ActiveDeadlineSeconds)*time.Second - now.Sub(start.Time)
+	return left, left <= 0
+}
+
+func (w *worker) startTime() *metav1.Time {
+	if s, known := w.k.status.Get(w.uid); known {
+		return s.StartTime
+	}
+	return w.pod().Status.StartTime
+}
+
+// soonest is the shortest of those that are more than 0.
+func soonest(waits []time.Duration) time.Duration {
+	least := time.Duration(0)
+	for _, d := range waits {
+		if d > 0 && (least == 0 || d < least) {
+			least = d
+		}
+	}
+	return least
+}
+
+func (w *worker) plan(p *v1.Pod, have *runtime.Pod) plan.Plan {
+	return plan.Make(plan.Input{
+		Pod: p, Have: have,
+		Failed: func(id string) (plan.Failure, bool) {
+			verdict, failed := w.k.probes.Failed(id)
+			return plan.Failure{Message: verdict.Message + ", will be restarted", GraceSeconds: verdict.GraceSeconds}, failed
+		},
+		Started: func(c *v1.Container, s *runtime.Container) bool { return w.started(p, c, s) },
+		BackOff: func(name string, ended time.Time) time.Duration {
+			return w.k.crashes.Left(w.uid, name, ended, time.Now())
+		},
+	})
+}
+
+// started asks the probes, by way of a status, whether a running container has started.
+func (w *worker) started(p *v1.Pod, c *v1.Container, s *runtime.Container) bool {
+	probed := v1.PodStatus{InitContainerStatuses: []v1.ContainerStatus{{
+		Name: c.Name, ContainerID: s.Id, State: v1.ContainerState{Running: &v1.ContainerStateRunning{StartedAt: metav1.NewTime(time.Unix(0, s.StartedAt))}},
+	}}}
+	w.k.probes.Apply(p, &probed)
+	started := probed.InitContainerStatuses[0].Started
+	return started != nil && *started
+}
+
+// noteDelays makes the reasons of containers that wait between two crashes.
+func (w *worker) noteDelays(p *v1.Pod, delayed []plan.Delay) {
+	for name, reason := range w.reasons {
+		if reason.Reason == crashLoop {
+			delete(w.reasons, name)
+		}
+	}
+	for _, d := range delayed {
+		message := fmt.Sprintf("back-off %s restarting failed container=%s pod=%s(%s)",
+			w.k.crashes.Delay(w.uid, d.Container), d.Container, pod.FullName(p), p.UID)
+		w.reasons[d.Container] = status.Waiting(crashLoop, message)
+	}
+}
+
+const crashLoop = "CrashLoopBackOff"
+
+// act does what a plan says. It tells whether anything was done, and when to look again.
+func (w *worker) act(ctx context.Context, p *v1.Pod, have *runtime.Pod, do plan.Plan) (acted bool, waits []time.Duration, err error) {
+	for _, d := range do.Delayed {
+		waits = append(waits, d.Left)
+		c, _ := pod.Container(p, d.Container)
+		w.k.containerEvent(p, c, v1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s(%s)", d.Container, pod.FullName(p), p.UID))
+	}
+	if do.EndPod {
+		if do.NewSandbox {
+			w.k.cfg.Events.Event(p, v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+		}
+		if err := w.killPod(ctx, p, have, nil); err != nil {
+			return false, nil, err
+		}
+		acted = true
+	}
+	for _, kill := range do.Kill {
+		if err := w.killContainer(ctx, killing{pod: p, container: kill.Container, id: kill.ID, message: kill.Message, grace: failureGrace(p, kill)}); err != nil {
+			return false, nil, err
+		}
+		acted = true
+	}
+	if do.NewSandbox {
+		return true, waits, w.newSandbox(ctx, p, do.Attempt)
+	}
+	if len(do.Start) == 0 {
+		return acted, waits, w.refresh(ctx, p, do)
+	}
+	if err := w.prepare(ctx, p); err != nil {
+		return false, nil, err
+	}
+	started, more, err := w.startAll(ctx, p, have.Sandbox(), do.Start)
+	return acted || started, append(waits, more...), err
+}
+
+func failureGrace(p *v1.Pod, kill plan.Kill) int64 {
+	if kill.GraceSeconds != nil && p.DeletionTimestamp == nil {
+		return *kill.GraceSeconds
+	}
+	return pod.GracePeriodSeconds(p)
+}
+
+// newSandbox makes what a pod's containers stand on.
+func (w *worker) newSandbox(ctx context.Context, p *v1.Pod, attempt uint32) error {
+	if state := w.k.cfg.NodeState(); state.NetworkReady != nil && !p.Spec.HostNetwork {
+		w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "NetworkNotReady", "network is not ready: %v", state.NetworkReady)
+		return fmt.Errorf("network is not ready: %w", state.NetworkReady)
+	}
+	if err := w.prepare(ctx, p); err != nil {
+		return err
+	}
+	if err := w.makeSandbox(ctx, p, attempt); err != nil {
+		if ctx.Err() == nil {
+			w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: %v", err)
+		}
+		return fmt.Errorf("make sandbox: %w", err)
+	}
+	return nil
+}
+
+// prepare makes the pod's directory, cgroup and volumes.
+func (w *worker) prepare(ctx context.Context, p *v1.Pod) error {
+	if err := w.k.cfg.Root.Make(p.UID); err != nil {
+		return err
+	}
+	if err := w.k.cfg.Cgroups.Ensure(p, resource.OfPod(p, w.k.cfg.Spec.Node)); err != nil {
+		return err
+	}
+	if err := w.k.cfg.Volumes.Setup(ctx, p); err != nil {
+		if ctx.Err() == nil {
+			w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "FailedMount", "%v", err)
+		}
+		return fmt.Errorf("volumes: %w", err)
+	}
+	return nil
+}
+
+// refresh keeps the contents of a running pod's volumes as they are in the objects that they come from.
+func (w *worker) refresh(ctx context.Context, p *v1.Pod, do plan.Plan) error {
+	if do.EndPod || do.Done {
+		return nil
+	}
+	if err := w.k.cfg.Volumes.Setup(ctx, p); err != nil {
+		w.log.Warn("volumes not refreshed", "err", err) // what they have stays
+	}
+	return nil
+}
+
+// report describes the pod as it is now.
+func (w *worker) report(ctx context.Context, v view, have *runtime.Pod) v1.PodStatus {
+	known := w.apiPod(v.pod)
+	s := w.describe(ctx, v, have)
+	w.k.status.Set(w.uid, known, s)
+	if v.stage == syncing {
+		w.k.probes.Sync(v.pod, &s)
+	}
+	return s
+}
+
+func (w *worker) reportAfter(ctx context.Context, v view) error {
+	have, err := w.k.reader.Pod(ctx, w.uid)
+	if err == nil {
+		w.report(ctx, v, have)
+	}
+	return err
+}
+
+func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.PodStatus {
+	old, known := w.k.status.Get(w.uid)
+	if !known {
+		old = *v.pod.Status.DeepCopy()
+	}
+	name, err := w.k.name(ctx)
+	if err != nil {
+		name = "unknown"
+	}
+	return status.Generate(status.Input{
+		Pod: v.pod, Have: have, Old: old, RuntimeName: name, HostIPs: w.k.cfg.NodeState().IPs,
+		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: w.reasons,
+		Message: w.k.cfg.Root.Message, Ready: w.k.probes.Apply, Final: v.final, Ended: v.stage == ended,
+	})
+}
+
+// prune removes what of a pod's past is of no use: all but the newest ended container of each name, and old sandboxes.
+func (w *worker) prune(ctx context.Context, p *v1.Pod, have *runtime.Pod) error {
+	kept := map[string]bool{}
+	for _, c := range have.Containers {
+		name := c.GetMetadata().GetName()
+		if !c.Exited() || !kept[name] {
+			kept[name] = kept[name] || c.Exited()
+			continue
+		}
+		if _, err := w.k.cfg.Runtime.RemoveContainer(ctx, &cri.RemoveContainerRequest{ContainerId: c.Id}); err != nil {
+			return fmt.Errorf("remove old container: %w", err)
+		}
+		w.removeLog(c)
+	}
+	for _, s := range have.Sandboxes[min(1, len(have.Sandboxes)):] {
+		used := false
+		for _, c := range have.Containers {
+			used = used || (c.SandboxID == s.Id && kept[c.GetMetadata().GetName()])
+		}
+		if used || s.State == cri.PodSandboxState_SANDBOX_READY {
+			continue
+		}
+		if _, err := w.k.cfg.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
+			return fmt.Errorf("remove old sandbox: %w", err)
+		}
+	}
+	return w.k.cfg.Root.PruneMessages(p.UID, have)
+}

@@ -1,0 +1,217 @@
+package kubelet
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/orlop/orlop/kubelet/pod"
+	"github.com/orlop/orlop/kubelet/status"
+)
+
+// stage is how far a pod has come.
+//
+//	syncing ──deleted, removed, evicted, done──▶ ending ──all stopped──▶ ended ──deleted, removed──▶ (gone)
+type stage int
+
+const (
+	syncing stage = iota // its containers are kept as the spec wants them
+	ending               // its containers are being stopped
+	ended                // nothing of it runs or will run again; its volumes and cgroups are gone
+)
+
+// How long a worker waits before it repeats what has failed.
+const (
+	firstRetry = 500 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
+
+// worker keeps one pod. All it does is done by one goroutine, so a pod never has two minds.
+type worker struct {
+	k        *Kubelet
+	uid      types.UID
+	fullName string
+	log      *slog.Logger
+	pokes    chan struct{}
+
+	mu       sync.Mutex
+	spec     *v1.Pod
+	admitted bool
+	stage    stage
+	removed  bool               // no source has it any more
+	final    *status.Final      // set if the pod was ended by something but its containers
+	grace    *int64             // seconds that final gives, instead of the pod's
+	cancel   context.CancelFunc // of what is under way; nil between
+
+	// What only the worker's goroutine touches.
+	reasons map[string]v1.ContainerStateWaiting // why containers wait
+	retries int                                 // failures in a row
+	stopped bool                                // liveness probes were ended
+	written string                              // the mirror that was last asked for
+}
+
+func newWorker(k *Kubelet, p *v1.Pod) *worker {
+	w := &worker{
+		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1),
+		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), reasons: map[string]v1.ContainerStateWaiting{},
+	}
+	w.poke()
+	return w
+}
+
+func (w *worker) poke() {
+	select {
+	case w.pokes <- struct{}{}:
+	default: // it will look anyhow
+	}
+}
+
+func (w *worker) pod() *v1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.spec
+}
+
+// active is true for a pod that takes resources of the node.
+func (w *worker) active() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.admitted && w.stage != ended
+}
+
+// update takes a changed pod. If that ends it, or ends it sooner, what is under way is broken off.
+func (w *worker) update(p *v1.Pod) {
+	w.mu.Lock()
+	old := w.spec
+	w.spec = p
+	sooner := p.DeletionTimestamp != nil && (old.DeletionTimestamp == nil || pod.GracePeriodSeconds(p) < pod.GracePeriodSeconds(old))
+	if sooner {
+		w.breakOffLocked()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// remove ends a pod that its source no longer has.
+func (w *worker) remove() {
+	w.mu.Lock()
+	if !w.removed {
+		w.removed = true
+		if w.stage == syncing {
+			w.breakOffLocked()
+		}
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+// end ends a pod for a reason of the node's. The first reason counts.
+func (w *worker) end(final status.Final, graceSeconds *int64) {
+	w.mu.Lock()
+	if w.final == nil && w.stage != ended {
+		w.final, w.grace = &final, graceSeconds
+		w.breakOffLocked()
+	}
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) breakOffLocked() {
+	if w.cancel != nil {
+		w.cancel()
+	}
+}
+
+// view is what one turn of the worker is about.
+type view struct {
+	pod     *v1.Pod
+	stage   stage
+	removed bool
+	final   *status.Final
+	grace   *int64
+}
+
+// begin takes a view and the context of a turn, which ends when the pod's wishes change so that the turn is pointless.
+func (w *worker) begin(ctx context.Context) (context.Context, view) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ctx, w.cancel = context.WithCancel(ctx)
+	if w.stage == syncing && (w.spec.DeletionTimestamp != nil || w.removed || w.final != nil) {
+		w.stage = ending
+	}
+	return ctx, view{pod: w.spec, stage: w.stage, removed: w.removed, final: w.final, grace: w.grace}
+}
+
+func (w *worker) finish() {
+	w.mu.Lock()
+	w.cancel()
+	w.cancel = nil
+	w.mu.Unlock()
+}
+
+func (w *worker) move(to stage) {
+	w.mu.Lock()
+	w.stage = to
+	w.mu.Unlock()
+}
+
+// run works until the pod is gone, or ctx ends.
+func (w *worker) run(ctx context.Context) {
+	wait := time.NewTimer(0)
+	defer wait.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.pokes:
+		case <-wait.C:
+		}
+		turn, v := w.begin(ctx)
+		again, gone, err := w.turn(turn, v)
+		cut := turn.Err() != nil
+		w.finish()
+		switch {
+		case gone:
+			return
+		case err != nil && !cut:
+			w.log.Warn("pod not in order; will be tried again", "err", err)
+			w.retries++
+			again = retryDelay(w.retries)
+		case err == nil:
+			w.retries = 0
+		default:
+			again = 0 // broken off for something more urgent
+		}
+		wait.Reset(again)
+	}
+}
+
+func retryDelay(failures int) time.Duration {
+	delay := firstRetry
+	for range failures - 1 {
+		delay = min(2*delay, lastRetry)
+	}
+	return delay
+}
+
+// turn does what a pod's stage asks for, and tells when to look again at the latest.
+func (w *worker) turn(ctx context.Context, v view) (again time.Duration, gone bool, err error) {
+	switch v.stage {
+	case syncing:
+		again, err = w.sync(ctx, v)
+		return again, false, err
+	case ending:
+		if err := w.stop(ctx, v); err != nil {
+			return 0, false, err
+		}
+		w.move(ended)
+		fallthrough
+	default:
+		gone, err = w.cleanUp(ctx, v)
+		return w.k.cfg.Timing.Sync, gone, err
+	}
+}
