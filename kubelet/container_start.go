@@ -152,7 +152,7 @@ func (s *starting) image(ctx context.Context, name string, policy v1.PullPolicy)
 
 // create makes the container in the runtime.
 func (s *starting) create(ctx context.Context, picture *cri.Image) (id string, err error) {
-	config, cleanUp, err := s.containerConfig(ctx, picture)
+	config, err := s.containerConfig(ctx, picture)
 	if err != nil {
 		var problem *waiting
 		if !errors.As(err, &problem) {
@@ -161,7 +161,6 @@ func (s *starting) create(ctx context.Context, picture *cri.Image) (id string, e
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", err.(*waiting).state.Message)
 		return "", err
 	}
-	defer cleanUp()
 	reply, err := s.k.cfg.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: s.sandbox.Id, Config: config, SandboxConfig: s.config})
 	if err != nil {
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", status.Convert(err).Message())
@@ -171,28 +170,24 @@ func (s *starting) create(ctx context.Context, picture *cri.Image) (id string, e
 	return reply.ContainerId, nil
 }
 
-func (s *starting) containerConfig(ctx context.Context, picture *cri.Image) (config *cri.ContainerConfig, cleanUp func(), err error) {
+func (s *starting) containerConfig(ctx context.Context, picture *cri.Image) (*cri.ContainerConfig, error) {
 	vars, err := s.environment(ctx)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	mounts, cleanUp, err := s.mounts(ctx, vars)
+	mounts, err := s.mounts(ctx, vars)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	name, err := image.Spec(s.Container.Image, s.sandbox.RuntimeHandler)
-	if err == nil {
-		name.Image = picture.Id
-		config, err = s.k.cfg.Spec.Container(spec.Container{
-			Pod: s.pod, Container: s.Container, Attempt: s.Attempt, Image: name, ImageUser: picture,
-			Env: vars, Mounts: mounts, Target: s.target(ctx), UserIDs: s.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions,
-		})
-	}
 	if err != nil {
-		cleanUp()
-		return nil, nil, err
+		return nil, err
 	}
-	return config, cleanUp, nil
+	name.Image = picture.Id
+	return s.k.cfg.Spec.Container(spec.Container{
+		Pod: s.pod, Container: s.Container, Attempt: s.Attempt, Image: name, ImageUser: picture,
+		Env: vars, Mounts: mounts, Target: s.target(ctx), UserIDs: s.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions,
+	})
 }
 
 func (s *starting) environment(ctx context.Context) ([]*cri.KeyValue, error) {
@@ -209,29 +204,23 @@ func (s *starting) environment(ctx context.Context) ([]*cri.KeyValue, error) {
 }
 
 // mounts are those of volumes, of images, and the pod's own files.
-func (s *starting) mounts(ctx context.Context, vars []*cri.KeyValue) ([]*cri.Mount, func(), error) {
-	lookup := env.Lookup(vars)
-	mounts, cleanUp, err := s.k.cfg.Volumes.Mounts(s.pod, s.Container, func(name string) string {
-		value, _ := lookup(name)
-		return value
-	})
+func (s *starting) mounts(ctx context.Context, vars []*cri.KeyValue) ([]*cri.Mount, error) {
+	mounts, err := s.k.cfg.Volumes.Mounts(s.pod, s.Container, env.Lookup(vars))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, m := range mounts {
 		if m.Image.GetImage() != "" {
 			if err := s.imageVolume(ctx, m); err != nil {
-				cleanUp()
-				return nil, nil, err
+				return nil, err
 			}
 		}
 	}
 	own, err := s.files()
 	if err != nil {
-		cleanUp()
-		return nil, nil, err
+		return nil, err
 	}
-	return append(mounts, own...), cleanUp, nil
+	return append(mounts, own...), nil
 }
 
 // imageVolume pulls the image that a mount shows (KEP-4639).

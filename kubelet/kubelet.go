@@ -88,7 +88,7 @@ type Objects interface {
 // Volumes makes, shows and removes the volumes of pods.
 type Volumes interface {
 	Setup(ctx context.Context, p *v1.Pod) error
-	Mounts(p *v1.Pod, c *v1.Container, env func(name string) string) (mounts []*cri.Mount, cleanup func(), err error)
+	Mounts(p *v1.Pod, c *v1.Container, variable func(name string) (string, bool)) ([]*cri.Mount, error)
 	TearDown(ctx context.Context, uid types.UID) error
 	Orphans(ctx context.Context, known map[types.UID]bool) error
 }
