@@ -1,0 +1,385 @@
+// Package node makes the Node object of this machine and keeps it true: registration, addresses, capacity, conditions,
+// images, and the lease by which the control plane knows that the node lives.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	coordinationv1 "k8s.io/api/coordination/v1"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/component-helpers/apimachinery/lease"
+	"k8s.io/component-helpers/node/util"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/utils/clock"
+)
+
+// kubeletVersion is what nodeInfo tells: the release of kubelet whose behaviour this one has.
+const kubeletVersion = "v1.37.2"
+
+// tries is how often a status is sent before the next period.
+const tries = 5
+
+// Config is what the Node is made of.
+type Config struct {
+	Name, Hostname string
+	IPs            []net.IP
+	CloudProvider  bool // a cloud controller manager gives addresses
+	ProviderID     string
+	Labels         map[string]string
+	Taints         []v1.Taint
+	Register       bool
+	Client         kubernetes.Interface // nil on a lone machine
+	Events         record.EventRecorder
+
+	Info                  v1.NodeSystemInfo
+	Capacity, Allocatable v1.ResourceList
+	Swap                  int64 // bytes
+	Port                  int32 // of the kubelet API
+	MaxImages             int   // in the status; -1 for all
+
+	Every, Report time.Duration // how often the status is computed, and sent if nothing changed
+	LeaseSeconds  int32
+
+	Runtime   Runtime
+	Pressure  func() Pressure
+	Healthy   func() error // of the kubelet's own loops
+	InUse     func() []v1.UniqueVolumeName
+	PodCIDR   func(ctx context.Context, cidr string) error // told when the API server gives one
+	StatusNow <-chan struct{}                              // something changed that should be told at once
+	Log       *slog.Logger
+}
+
+// Runtime is what of the CRI runtime the Node tells.
+type Runtime interface {
+	Status(ctx context.Context, r *cri.StatusRequest) (*cri.StatusResponse, error)
+	Version(ctx context.Context, r *cri.VersionRequest) (*cri.VersionResponse, error)
+	ListImages(ctx context.Context, r *cri.ListImagesRequest) (*cri.ListImagesResponse, error)
+}
+
+// Pressure is what the node is short of.
+type Pressure struct{ Memory, Disk, PIDs bool }
+
+// Manager keeps the Node.
+type Manager struct {
+	cfg Config
+
+	mu        sync.Mutex
+	node      *v1.Node // as last seen or sent
+	known     bool     // the API server has it
+	features  map[string]*cri.RuntimeHandlerFeatures
+	network   error // why pods can't get a network now
+	sentAt    time.Time
+	givenCIDR string
+}
+
+// New makes a Manager. Before Run, the Node has what is known without the runtime.
+func New(cfg Config) *Manager {
+	m := &Manager{cfg: cfg, features: map[string]*cri.RuntimeHandlerFeatures{}, network: errors.New("the runtime was not asked yet")}
+	m.node = m.initial()
+	return m
+}
+
+// Node is the object as it was last seen or sent; it must not be changed.
+func (m *Manager) Node() *v1.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node
+}
+
+// Registered is the object that the API server has; nil before it has it.
+func (m *Manager) Registered() *v1.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.known {
+		return nil
+	}
+	return m.node
+}
+
+// NetworkReady is an error while pods can't get a network.
+func (m *Manager) NetworkReady() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.network
+}
+
+// RecursiveReadOnly tells whether a runtime handler, "" for the default one, has recursive read-only mounts.
+func (m *Manager) RecursiveReadOnly(handler string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.features[handler].GetRecursiveReadOnlyMounts()
+}
+
+// Run keeps the Node until ctx ends.
+func (m *Manager) Run(ctx context.Context) {
+	m.refresh(ctx)
+	if m.cfg.Client == nil {
+		m.loop(ctx, func() {})
+		return
+	}
+	var all sync.WaitGroup
+	if m.register(ctx) {
+		all.Go(func() { m.follow(ctx) })
+		all.Go(func() { m.beat(ctx) })
+		m.loop(ctx, func() { m.send(ctx) })
+	}
+	all.Wait()
+}
+
+// loop computes the status in each period, and at once when asked to.
+func (m *Manager) loop(ctx context.Context, then func()) {
+	then()
+	// A runtime that starts beside this process is ready within a moment; nobody should wait ten seconds for it.
+	period := min(m.cfg.Every, time.Second)
+	for {
+		timer := time.NewTimer(period)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-m.cfg.StatusNow:
+		case <-timer.C:
+		}
+		timer.Stop()
+		m.refresh(ctx)
+		then()
+		if m.NetworkReady() == nil {
+			period = m.cfg.Every
+		}
+	}
+}
+
+// beat renews the lease.
+func (m *Manager) beat(ctx context.Context) {
+	interval := time.Duration(float64(m.cfg.LeaseSeconds) * 0.25 * float64(time.Second))
+	lease.NewController(clock.RealClock{}, m.cfg.Client, m.cfg.Name, m.cfg.LeaseSeconds, nil, interval, m.cfg.Name, v1.NamespaceNodeLease,
+		m.ownLease).Run(ctx)
+}
+
+// ownLease lets the lease go with its Node.
+func (m *Manager) ownLease(l *coordinationv1.Lease) error {
+	n := m.Registered()
+	if n == nil || len(l.OwnerReferences) > 0 {
+		return nil
+	}
+	l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}
+	return nil
+}
+
+// follow watches the Node, for its labels, taints and pod CIDR.
+func (m *Manager) follow(ctx context.Context) {
+	factory := informers.NewSharedInformerFactoryWithOptions(m.cfg.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
+		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", m.cfg.Name).String()
+	}))
+	informer := factory.Core().V1().Nodes().Informer()
+	seen := func(o any) {
+		if n, ok := o.(*v1.Node); ok {
+			m.take(ctx, n)
+		}
+	}
+	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, o any) { seen(o) }})
+	if err != nil {
+		m.cfg.Log.Error("node is not followed", "err", err)
+		return
+	}
+	factory.Start(ctx.Done())
+	<-ctx.Done()
+	factory.Shutdown()
+}
+
+// take takes what others decide; the status is ours.
+func (m *Manager) take(ctx context.Context, n *v1.Node) {
+	m.mu.Lock()
+	merged := n.DeepCopy()
+	if m.known {
+		merged.Status = m.node.Status
+	}
+	m.node = merged
+	cidr := n.Spec.PodCIDR
+	fresh := cidr != "" && cidr != m.givenCIDR
+	m.mu.Unlock()
+	if !fresh {
+		return
+	}
+	if err := m.cfg.PodCIDR(ctx, cidr); err != nil {
+		m.cfg.Log.Warn("runtime did not take the pod CIDR", "cidr", cidr, "err", err)
+		return
+	}
+	m.mu.Lock()
+	m.givenCIDR = cidr
+	m.mu.Unlock()
+}
+
+// register creates the Node, or takes over the one that is there. It is false if ctx ended first.
+func (m *Manager) register(ctx context.Context) bool {
+	delay := 100 * time.Millisecond
+	for ctx.Err() == nil {
+		err := m.tryRegister(ctx)
+		if err == nil {
+			return true
+		}
+		m.cfg.Log.Warn("node not registered yet", "node", m.cfg.Name, "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, 7*time.Second)
+	}
+	return false
+}
+
+func (m *Manager) tryRegister(ctx context.Context) error {
+	nodes := m.cfg.Client.CoreV1().Nodes()
+	if !m.cfg.Register {
+		found, err := nodes.Get(ctx, m.cfg.Name, metav1.GetOptions{})
+		if err == nil {
+			m.adopt(found)
+		}
+		return err
+	}
+	m.mu.Lock()
+	want := m.node.DeepCopy()
+	m.mu.Unlock()
+	made, err := nodes.Create(ctx, want, metav1.CreateOptions{})
+	if err == nil {
+		m.adopt(made)
+		return nil
+	}
+	if !apierrors.IsAlreadyExists(err) {
+		return err
+	}
+	found, err := nodes.Get(ctx, m.cfg.Name, metav1.GetOptions{})
+	if err != nil {
+		return err
+	}
+	reconciled := m.reconcile(found, want)
+	if !equality.Semantic.DeepEqual(found, reconciled) {
+		if found, err = nodes.Update(ctx, reconciled, metav1.UpdateOptions{}); err != nil {
+			return fmt.Errorf("update: %w", err)
+		}
+	}
+	m.adopt(found)
+	return nil
+}
+
+// reconcile gives a Node that was there before the labels and the annotation that this kubelet answers for.
+func (m *Manager) reconcile(found, want *v1.Node) *v1.Node {
+	out := found.DeepCopy()
+	for _, name := range ownLabels {
+		if value := want.Labels[name]; value != "" {
+			set(&out.Labels, name, value)
+		}
+	}
+	set(&out.Annotations, attachAnnotation, "true")
+	return out
+}
+
+func set(m *map[string]string, name, value string) {
+	if *m == nil {
+		*m = map[string]string{}
+	}
+	(*m)[name] = value
+}
+
+// adopt begins with the API server's object. Its conditions keep the times at which they changed.
+func (m *Manager) adopt(n *v1.Node) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if n.Spec.ProviderID == "" {
+		n.Spec.ProviderID = m.cfg.ProviderID
+	}
+	m.node, m.known = n.DeepCopy(), true
+}
+
+// send patches the status if it changed, or if it was not sent for long.
+func (m *Manager) send(ctx context.Context) {
+	m.mu.Lock()
+	due := m.sentAt.IsZero() || time.Since(m.sentAt) >= m.cfg.Report
+	m.mu.Unlock()
+	for range tries {
+		sent, err := m.patch(ctx, due)
+		if err == nil {
+			if sent {
+				m.mu.Lock()
+				m.sentAt = time.Now()
+				m.mu.Unlock()
+			}
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		m.cfg.Log.Warn("node status not sent", "err", err)
+		if apierrors.IsNotFound(err) { // somebody deleted the node, and it lives
+			if err := m.tryRegister(ctx); err != nil {
+				m.cfg.Log.Warn("node not registered anew", "err", err)
+			}
+			return
+		}
+	}
+}
+
+func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
+	found, err := m.cfg.Client.CoreV1().Nodes().Get(ctx, m.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
+	if err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	want := found.DeepCopy()
+	want.Status = *m.node.Status.DeepCopy()
+	m.mu.Unlock()
+	keepForeign(&want.Status, &found.Status)
+	if !due && !changed(&found.Status, &want.Status) {
+		return false, nil
+	}
+	updated, _, err := util.PatchNodeStatus(m.cfg.Client.CoreV1(), types.NodeName(m.cfg.Name), found, want)
+	if err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	m.node = updated
+	m.mu.Unlock()
+	return true, nil
+}
+
+// keepForeign keeps conditions and resources that others have added.
+func keepForeign(want, found *v1.NodeStatus) {
+	for _, c := range found.Conditions {
+		if _, own := util.GetNodeCondition(want, c.Type); own == nil {
+			want.Conditions = append(want.Conditions, c)
+		}
+	}
+	for name, q := range found.Capacity {
+		if _, own := want.Capacity[name]; !own && !isOwnResource(name) {
+			want.Capacity[name] = q
+			want.Allocatable[name] = found.Allocatable[name]
+		}
+	}
+	want.VolumesAttached = found.VolumesAttached
+}
+
+// changed compares two statuses but for the times of heartbeats.
+func changed(a, b *v1.NodeStatus) bool {
+	x, y := a.DeepCopy(), b.DeepCopy()
+	for _, s := range []*v1.NodeStatus{x, y} {
+		for i := range s.Conditions {
+			s.Conditions[i].LastHeartbeatTime = metav1.Time{}
+		}
+	}
+	return !equality.Semantic.DeepEqual(x, y)
+}
