@@ -20,19 +20,25 @@ import (
 // fetchLimit is the time limit of one GET.
 const fetchLimit = 10 * time.Second
 
-// URL follows a manifest at a URL until ctx ends: it is fetched after every period, with header if that is not nil. While
-// it can't be, the pods that it last had stay.
-func URL(ctx context.Context, url string, header http.Header, as Static, period time.Duration, sink Sink) {
+// Remote is a manifest at a URL.
+type Remote struct {
+	URL    string
+	Header http.Header // of each request; may be nil
+	Period time.Duration
+}
+
+// URL follows a manifest until ctx ends. While it can't be fetched, the pods that it last had stay.
+func URL(ctx context.Context, from Remote, as Static, sink Sink) {
 	l := newList(pod.HTTPSource, sink)
 	client := &http.Client{Timeout: fetchLimit}
 	for {
-		pods, err := fetch(ctx, client, url, header, as)
+		pods, err := from.fetch(ctx, client, as)
 		if err == nil {
 			l.set(pods)
 		} else if ctx.Err() == nil {
-			as.Log.Warn("manifest not fetched", "url", url, "err", err)
+			as.Log.Warn("manifest not fetched", "url", from.URL, "err", err)
 		}
-		timer := time.NewTimer(period)
+		timer := time.NewTimer(from.Period)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -42,13 +48,13 @@ func URL(ctx context.Context, url string, header http.Header, as Static, period 
 	}
 }
 
-func fetch(ctx context.Context, client *http.Client, url string, header http.Header, as Static) ([]*v1.Pod, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+func (from Remote) fetch(ctx context.Context, client *http.Client, as Static) ([]*v1.Pod, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from.URL, nil)
 	if err != nil {
 		return nil, err
 	}
-	if header != nil {
-		req.Header = header.Clone()
+	if from.Header != nil {
+		req.Header = from.Header.Clone()
 	}
 	resp, err := client.Do(req)
 	if err != nil {
@@ -65,7 +71,7 @@ func fetch(ctx context.Context, client *http.Client, url string, header http.Hea
 	if len(data) > maxManifest {
 		return nil, fmt.Errorf("more than %d bytes", maxManifest)
 	}
-	return as.Decode(data, url)
+	return as.Decode(data, from.URL)
 }
 
 // API follows the pods that an API server has bound to the node, until ctx ends.

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+)
+
+// newClient reaches the API server; nil without a kubeconfig.
+func newClient(s settings) (kubernetes.Interface, error) {
+	if s.flags.Kubeconfig == "" {
+		return nil, nil
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", s.flags.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	config.QPS, config.Burst = float32(*s.config.KubeAPIQPS), int(s.config.KubeAPIBurst)
+	config.UserAgent = "orlop-kubelet/" + version
+	config.ContentType = runtime.ContentTypeProtobuf
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	return client, nil
+}
+
+// newRecorder sends events to the API server, or on a lone machine to the log.
+func newRecorder(s settings, client kubernetes.Interface, node string) record.EventRecorder {
+	if client == nil {
+		return logged{s.log}
+	}
+	b := record.NewBroadcaster()
+	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	return b.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: node})
+}
+
+// logged writes events to a log.
+type logged struct{ log *slog.Logger }
+
+func (l logged) Event(o runtime.Object, kind, reason, message string) {
+	level := slog.LevelInfo
+	if kind == v1.EventTypeWarning {
+		level = slog.LevelWarn
+	}
+	name := ""
+	switch o := o.(type) {
+	case *v1.Pod:
+		name = o.Namespace + "/" + o.Name
+	case *v1.ObjectReference:
+		name = o.Namespace + "/" + o.Name + " " + o.FieldPath
+	}
+	l.log.Log(context.Background(), level, reason, "about", name, "message", message)
+}
+
+func (l logged) Eventf(o runtime.Object, kind, reason, format string, args ...any) {
+	l.Event(o, kind, reason, fmt.Sprintf(format, args...))
+}
+
+func (l logged) AnnotatedEventf(o runtime.Object, _ map[string]string, kind, reason, format string, args ...any) {
+	l.Eventf(o, kind, reason, format, args...)
+}

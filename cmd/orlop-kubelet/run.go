@@ -1,0 +1,268 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/component-helpers/node/util"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/kubelet"
+	"github.com/orlop/orlop/kubelet/cgroup"
+	"github.com/orlop/orlop/kubelet/config"
+	"github.com/orlop/orlop/kubelet/machine"
+	"github.com/orlop/orlop/kubelet/node"
+	"github.com/orlop/orlop/kubelet/objects"
+	"github.com/orlop/orlop/kubelet/pod"
+	"github.com/orlop/orlop/kubelet/podfiles"
+	"github.com/orlop/orlop/kubelet/runtime"
+	"github.com/orlop/orlop/kubelet/source"
+	"github.com/orlop/orlop/kubelet/volume"
+)
+
+// settings are what was asked for.
+type settings struct {
+	flags  *config.Flags
+	config *config.Config
+	log    *slog.Logger
+}
+
+// parts are what a kubelet is put together from, in the order in which they are made.
+type parts struct {
+	settings
+	name    string // of the node
+	ips     []net.IP
+	facts   machine.Facts
+	limits  limits
+	client  kubernetes.Interface // nil on a lone machine
+	runtime *runtime.Client
+	events  record.EventRecorder
+	objects followed
+	volumes *volume.Manager
+	cgroups *cgroup.Manager
+	node    *node.Manager
+	kubelet *kubelet.Kubelet
+}
+
+// followed are objects that somebody must follow.
+type followed interface {
+	kubelet.Objects
+	volume.Objects
+	Run(ctx context.Context)
+}
+
+// run keeps the node until ctx ends. Containers go on without it.
+func run(ctx context.Context, s settings) error {
+	p := &parts{settings: s}
+	for _, make := range []func() error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet} {
+		if err := make(); err != nil {
+			return err
+		}
+	}
+	defer p.runtime.Close()
+	adjustOOMScore(s)
+	s.log.Info("keeping pods", "node", p.name, "runtime", s.config.ContainerRuntimeEndpoint, "alone", p.client == nil)
+	var all sync.WaitGroup
+	all.Go(func() { p.objects.Run(ctx) })
+	all.Go(func() { p.node.Run(ctx) })
+	all.Go(func() { p.kubelet.Run(ctx) })
+	all.Wait()
+	return nil
+}
+
+// identify finds the node's name and addresses.
+func (p *parts) identify() (err error) {
+	if p.name, err = util.GetHostname(p.flags.HostnameOverride); err != nil {
+		return fmt.Errorf("node name: %w", err)
+	}
+	configured, problems, err := util.ParseNodeIPArgument(p.flags.NodeIP, p.flags.CloudProvider)
+	if err != nil || len(problems) > 0 {
+		return fmt.Errorf("--node-ip %q: %w", p.flags.NodeIP, errors.Join(err, errors.New(strings.Join(problems, "; "))))
+	}
+	p.ips, err = machine.Addresses(configured)
+	return err
+}
+
+func (p *parts) connect() (err error) {
+	c := p.config
+	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration); err != nil {
+		return err
+	}
+	if p.client, err = newClient(p.settings); err != nil {
+		return err
+	}
+	p.events = newRecorder(p.settings, p.client, p.name)
+	return os.MkdirAll(filepath.Join(p.flags.RootDir, "pods"), 0o750)
+}
+
+func (p *parts) measure() (err error) {
+	if p.facts, err = machine.Read(p.flags.RootDir); err != nil {
+		return err
+	}
+	if *p.config.FailSwapOn && p.facts.Swap > 0 {
+		return fmt.Errorf("this machine has swap; turn it off, or set failSwapOn: false")
+	}
+	if *p.config.FailCgroupV1 && !cgroup.V2() {
+		return fmt.Errorf("this machine has cgroup v1; set failCgroupV1: false")
+	}
+	p.limits, err = newLimits(p.config, p.facts)
+	return err
+}
+
+// keepObjects follows what pods refer to: at the API server, or beside the manifests of a lone machine.
+func (p *parts) keepObjects() error {
+	changed := func(uid types.UID) { p.kubelet.Wake(uid) }
+	if p.client != nil {
+		p.objects = objects.FromAPI(p.client, changed)
+	} else {
+		p.objects = objects.FromDir(p.config.StaticPodPath, changed, p.log)
+	}
+	p.volumes = volume.New(volume.Config{
+		Root: p.flags.RootDir, Objects: p.objects, Log: p.log,
+		Allocatable:       func() v1.ResourceList { return p.limits.allocatable },
+		RecursiveReadOnly: func(*string) bool { return p.node.RecursiveReadOnly("") },
+	})
+	return nil
+}
+
+func (p *parts) makeCgroups() (err error) {
+	p.cgroups, err = cgroup.New(cgroup.Config{
+		Root: p.config.CgroupRoot, Systemd: p.config.CgroupDriver == "systemd",
+		Disabled: !*p.config.CgroupsPerQOS, PodPids: max(*p.config.PodPidsLimit, 0),
+	})
+	if err != nil {
+		return err
+	}
+	enforced := p.limits.allocatable
+	if !slices.Contains(p.config.EnforceNodeAllocatable, "pods") {
+		enforced = v1.ResourceList{v1.ResourceCPU: p.limits.allocatable[v1.ResourceCPU]}
+	}
+	return p.cgroups.Start(enforced)
+}
+
+func (p *parts) makeNode() error {
+	c := p.config
+	p.node = node.New(node.Config{
+		Name: p.name, Hostname: p.name, IPs: p.ips, CloudProvider: p.flags.CloudProvider == "external", ProviderID: c.ProviderID,
+		Labels: p.flags.NodeLabels, Taints: c.RegisterWithTaints, Register: *c.RegisterNode, Client: p.client, Events: p.events,
+		Info: p.facts.Info, Capacity: p.limits.capacity, Allocatable: p.limits.allocatable, Swap: p.facts.Swap, Port: c.Port,
+		MaxImages: int(*c.NodeStatusMaxImages), Every: c.NodeStatusUpdateFrequency.Duration, Report: c.NodeStatusReportFrequency.Duration,
+		LeaseSeconds: c.NodeLeaseDurationSeconds, Runtime: runtimeOf{p.runtime},
+		Pressure: func() node.Pressure { return node.Pressure{} },
+		Healthy:  func() error { return p.kubelet.Healthy() },
+		InUse:    func() []v1.UniqueVolumeName { return nil },
+		PodCIDR: func(ctx context.Context, cidr string) error {
+			_, err := p.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
+				RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}},
+			})
+			return err
+		},
+		Log: p.log,
+	})
+	return nil
+}
+
+// runtimeOf shows the node what it asks of the runtime.
+type runtimeOf struct{ *runtime.Client }
+
+func (r runtimeOf) Status(ctx context.Context, q *cri.StatusRequest) (*cri.StatusResponse, error) {
+	return r.Client.Status(ctx, q)
+}
+
+func (r runtimeOf) Version(ctx context.Context, q *cri.VersionRequest) (*cri.VersionResponse, error) {
+	return r.Client.Version(ctx, q)
+}
+
+func (r runtimeOf) ListImages(ctx context.Context, q *cri.ListImagesRequest) (*cri.ListImagesResponse, error) {
+	return r.Images.ListImages(ctx, q)
+}
+
+func (p *parts) makeKubelet() error {
+	c := p.config
+	spec, err := p.spec()
+	if err != nil {
+		return err
+	}
+	users, err := podfiles.NewUserIDs(podfiles.Dir(p.flags.RootDir), int(c.MaxPods))
+	if err != nil {
+		return err
+	}
+	sources, names := p.sources()
+	p.kubelet = kubelet.New(kubelet.Config{
+		Node: p.name, Root: podfiles.Dir(p.flags.RootDir), Spec: spec, Runtime: p.runtime, Client: p.client, Events: p.events,
+		Objects: p.objects, Volumes: p.volumes, Cgroups: p.cgroups, NodeState: p.state, Sysctls: c.AllowedUnsafeSysctls,
+		Timing: kubelet.Timing{Sync: c.SyncFrequency.Duration, FirstDelay: firstDelay(c), LastDelay: c.CrashLoopBackOff.MaxContainerRestartPeriod.Duration},
+		Pulls:  pulls(c), UserIDs: users, Sources: sources, Names: names, Log: p.log,
+	})
+	return nil
+}
+
+// firstDelay of a crash loop is 10 s, or less if the last one is.
+func firstDelay(c *config.Config) time.Duration {
+	return min(10*time.Second, c.CrashLoopBackOff.MaxContainerRestartPeriod.Duration)
+}
+
+func pulls(c *config.Config) int {
+	switch {
+	case c.MaxParallelImagePulls != nil:
+		return int(*c.MaxParallelImagePulls)
+	case *c.SerializeImagePulls:
+		return 1
+	}
+	return 0
+}
+
+func (p *parts) state() kubelet.NodeState {
+	return kubelet.NodeState{
+		Object: p.node.Registered(), Allocatable: p.limits.allocatable, IPs: p.ips, NetworkReady: p.node.NetworkReady(),
+	}
+}
+
+// sources are where pods come from.
+func (p *parts) sources() (sources []func(context.Context, source.Sink), names []string) {
+	c := p.config
+	if c.StaticPodPath != "" {
+		names = append(names, pod.FileSource)
+		as := source.Static{Node: p.name, Source: pod.FileSource, Log: p.log}
+		sources = append(sources, func(ctx context.Context, sink source.Sink) {
+			source.Files(ctx, c.StaticPodPath, as, c.FileCheckFrequency.Duration, sink)
+		})
+	}
+	if c.StaticPodURL != "" {
+		names = append(names, pod.HTTPSource)
+		as := source.Static{Node: p.name, Source: pod.HTTPSource, Log: p.log}
+		sources = append(sources, func(ctx context.Context, sink source.Sink) {
+			source.URL(ctx, source.Remote{URL: c.StaticPodURL, Header: http.Header(c.StaticPodURLHeader), Period: c.HTTPCheckFrequency.Duration}, as, sink)
+		})
+	}
+	if p.client != nil {
+		names = append(names, pod.APISource)
+		sources = append(sources, func(ctx context.Context, sink source.Sink) {
+			if err := source.API(ctx, p.client, p.name, sink); err != nil {
+				p.log.Error("pods of the API server are not followed", "err", err)
+			}
+		})
+	}
+	return sources, names
+}
+
+// adjustOOMScore keeps the kernel from killing this process before the pods, where it may.
+func adjustOOMScore(s settings) {
+	if err := os.WriteFile("/proc/self/oom_score_adj", fmt.Appendf(nil, "%d", *s.config.OOMScoreAdj), 0); err != nil {
+		s.log.Debug("OOM score not set", "err", err)
+	}
+}
