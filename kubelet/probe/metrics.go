@@ -7,7 +7,7 @@ import (
 )
 
 var probeTotal = prometheus.NewDesc("prober_probe_total",
-	"Cumulative number of a liveness, readiness or startup probe for a container by result.",
+	"Attempts of probes by container and result.",
 	[]string{"probe_type", "result", "container", "pod", "namespace", "pod_uid"}, nil)
 
 // countNames are the values of the label "result" in the order of slot.counts.

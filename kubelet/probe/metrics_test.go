@@ -30,7 +30,7 @@ func TestMetrics(t *testing.T) {
 		r.runs("1")
 		r.pass()
 		r.advance(11 * time.Second)
-		want := `# HELP prober_probe_total Cumulative number of a liveness, readiness or startup probe for a container by result.
+		want := `# HELP prober_probe_total Attempts of probes by container and result.
 # TYPE prober_probe_total counter
 prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u",probe_type="Readiness",result="failed"} 2
 prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u",probe_type="Readiness",result="successful"} 2

@@ -28,7 +28,7 @@ type cadvisorCollector struct{ p *Provider }
 func (c cadvisorCollector) Describe(chan<- *prometheus.Desc) {}
 
 func (c cadvisorCollector) Collect(out chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), measureTime)
 	defer cancel()
 	c.p.machine(sink(out))
 	err := c.p.runtimeMetrics(ctx, sink(out))
@@ -43,8 +43,8 @@ func (c cadvisorCollector) Collect(out chan<- prometheus.Metric) {
 var machineLabels = []string{"boot_id", "machine_id", "system_uuid"}
 
 var (
-	machineCores  = prometheus.NewDesc("machine_cpu_cores", "Number of logical CPU cores.", machineLabels, nil)
-	machineMemory = prometheus.NewDesc("machine_memory_bytes", "Amount of memory installed on the machine.", machineLabels, nil)
+	machineCores  = prometheus.NewDesc("machine_cpu_cores", "Logical CPUs of the machine.", machineLabels, nil)
+	machineMemory = prometheus.NewDesc("machine_memory_bytes", "Memory of the machine, in bytes.", machineLabels, nil)
 )
 
 func (p *Provider) machine(out sink) {
@@ -120,16 +120,16 @@ func ownDesc(name, help string, more ...string) *prometheus.Desc {
 }
 
 var (
-	ownCPU     = ownDesc("container_cpu_usage_seconds_total", "Cumulative cpu time consumed in seconds.", "cpu")
-	ownUsage   = ownDesc("container_memory_usage_bytes", "Current memory usage in bytes, including all memory regardless of when it was accessed")
-	ownWorking = ownDesc("container_memory_working_set_bytes", "Current working set in bytes.")
-	ownRSS     = ownDesc("container_memory_rss", "Size of RSS in bytes.")
-	ownFs      = ownDesc("container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem.", "device")
-	ownStart   = ownDesc("container_start_time_seconds", "Start time of the container since unix epoch in seconds.")
-	ownRx      = ownDesc("container_network_receive_bytes_total", "Cumulative count of bytes received", "interface")
-	ownTx      = ownDesc("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", "interface")
-	ownRxErr   = ownDesc("container_network_receive_errors_total", "Cumulative count of errors encountered while receiving", "interface")
-	ownTxErr   = ownDesc("container_network_transmit_errors_total", "Cumulative count of errors encountered while transmitting", "interface")
+	ownCPU     = ownDesc("container_cpu_usage_seconds_total", "CPU time used, in seconds of one core.", "cpu")
+	ownUsage   = ownDesc("container_memory_usage_bytes", "Memory in use, caches included, in bytes.")
+	ownWorking = ownDesc("container_memory_working_set_bytes", "Memory that cannot be done without, in bytes.")
+	ownRSS     = ownDesc("container_memory_rss", "Anonymous memory, in bytes.")
+	ownFs      = ownDesc("container_fs_usage_bytes", "Size of the writable layer, in bytes.", "device")
+	ownStart   = ownDesc("container_start_time_seconds", "When the container was started, in seconds since 1970.")
+	ownRx      = ownDesc("container_network_receive_bytes_total", "Bytes received.", "interface")
+	ownTx      = ownDesc("container_network_transmit_bytes_total", "Bytes sent.", "interface")
+	ownRxErr   = ownDesc("container_network_receive_errors_total", "Errors while receiving.", "interface")
+	ownTxErr   = ownDesc("container_network_transmit_errors_total", "Errors while sending.", "interface")
 )
 
 func (p *Provider) ownMetrics(ctx context.Context, out sink) error {

@@ -2,33 +2,29 @@ package stats
 
 import (
 	"context"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	api "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
-// scrapeTime bounds what a scrape waits for the runtime.
-const scrapeTime = 10 * time.Second
-
 // The metrics of /metrics/resource, which metrics-server reads.
 var (
 	ofPod       = []string{"pod", "namespace"}
 	ofContainer = []string{"container", "pod", "namespace"}
 
-	nodeCPU             = prometheus.NewDesc("node_cpu_usage_seconds_total", "Cumulative cpu time consumed by the node in core-seconds", nil, nil)
-	nodeMemory          = prometheus.NewDesc("node_memory_working_set_bytes", "Current working set of the node in bytes", nil, nil)
-	nodeSwap            = prometheus.NewDesc("node_swap_usage_bytes", "Current swap usage of the node in bytes. Reported only on non-windows systems", nil, nil)
-	containerCPU        = prometheus.NewDesc("container_cpu_usage_seconds_total", "Cumulative cpu time consumed by the container in core-seconds", ofContainer, nil)
-	containerMemory     = prometheus.NewDesc("container_memory_working_set_bytes", "Current working set of the container in bytes", ofContainer, nil)
-	containerSwap       = prometheus.NewDesc("container_swap_usage_bytes", "Current amount of the container swap usage in bytes. Reported only on non-windows systems", ofContainer, nil)
-	containerStart      = prometheus.NewDesc("container_start_time_seconds", "Start time of the container since unix epoch in seconds", ofContainer, nil)
-	podCPU              = prometheus.NewDesc("pod_cpu_usage_seconds_total", "Cumulative cpu time consumed by the pod in core-seconds", ofPod, nil)
-	podMemory           = prometheus.NewDesc("pod_memory_working_set_bytes", "Current working set of the pod in bytes", ofPod, nil)
-	podSwap             = prometheus.NewDesc("pod_swap_usage_bytes", "Current amount of the pod swap usage in bytes. Reported only on non-windows systems", ofPod, nil)
-	scrapeError         = prometheus.NewDesc("scrape_error", "1 if there was an error while getting container metrics, 0 otherwise", nil, nil)
-	resourceScrapeError = prometheus.NewDesc("resource_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise", nil, nil)
+	nodeCPU             = prometheus.NewDesc("node_cpu_usage_seconds_total", "CPU time that the node has used, in seconds of one core.", nil, nil)
+	nodeMemory          = prometheus.NewDesc("node_memory_working_set_bytes", "Memory that the node cannot do without, in bytes.", nil, nil)
+	nodeSwap            = prometheus.NewDesc("node_swap_usage_bytes", "Swap that the node uses, in bytes.", nil, nil)
+	containerCPU        = prometheus.NewDesc("container_cpu_usage_seconds_total", "CPU time that the container has used, in seconds of one core.", ofContainer, nil)
+	containerMemory     = prometheus.NewDesc("container_memory_working_set_bytes", "Memory that the container cannot do without, in bytes.", ofContainer, nil)
+	containerSwap       = prometheus.NewDesc("container_swap_usage_bytes", "Swap that the container uses, in bytes.", ofContainer, nil)
+	containerStart      = prometheus.NewDesc("container_start_time_seconds", "When the container was started, in seconds since 1970.", ofContainer, nil)
+	podCPU              = prometheus.NewDesc("pod_cpu_usage_seconds_total", "CPU time that the pod has used, in seconds of one core.", ofPod, nil)
+	podMemory           = prometheus.NewDesc("pod_memory_working_set_bytes", "Memory that the pod cannot do without, in bytes.", ofPod, nil)
+	podSwap             = prometheus.NewDesc("pod_swap_usage_bytes", "Swap that the pod uses, in bytes.", ofPod, nil)
+	scrapeError         = prometheus.NewDesc("scrape_error", "1 if this scrape could not measure containers, else 0.", nil, nil)
+	resourceScrapeError = prometheus.NewDesc("resource_scrape_error", "1 if this scrape could not measure containers, else 0.", nil, nil)
 )
 
 // Resource collects the metrics of /metrics/resource.
@@ -40,7 +36,7 @@ type resourceCollector struct{ p *Provider }
 func (c resourceCollector) Describe(chan<- *prometheus.Desc) {}
 
 func (c resourceCollector) Collect(out chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	ctx, cancel := context.WithTimeout(context.Background(), measureTime)
 	defer cancel()
 	failed := 0.0
 	s, err := c.p.Summary(ctx)

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -40,11 +41,12 @@ type Config struct {
 type Provider struct {
 	cfg     Config
 	started time.Time
+	flight  singleflight.Group // all who ask while it measures get the same
+	rates   rates              // of the flight
 
-	mu     sync.Mutex // held while it measures, so that all who ask meanwhile get the same
+	mu     sync.Mutex
 	last   *api.Summary
 	lastAt time.Time
-	rates  rates
 }
 
 // New makes a provider.
@@ -58,20 +60,42 @@ func New(cfg Config) *Provider {
 	return &Provider{cfg: cfg, started: time.Now()}
 }
 
+// measureTime bounds what one measurement waits for the runtime.
+const measureTime = 10 * time.Second
+
 // Summary is never older than a second. The caller must not change it. What could not be read of the node is missing
 // in it; without an answer of the runtime it is an error.
 func (p *Provider) Summary(ctx context.Context) (*api.Summary, error) {
+	if s := p.fresh(); s != nil {
+		return s, nil
+	}
+	measured := p.flight.DoChan("", func() (any, error) {
+		if s := p.fresh(); s != nil { // of the flight before
+			return s, nil
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), measureTime) // others wait for it, too
+		defer cancel()
+		return p.measure(ctx)
+	})
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r := <-measured:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*api.Summary), nil
+	}
+}
+
+// fresh is nil if there is no summary, or an old one.
+func (p *Provider) fresh() *api.Summary {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.last != nil && time.Since(p.lastAt) < minAge {
-		return p.last, nil
+	if p.last == nil || time.Since(p.lastAt) >= minAge {
+		return nil
 	}
-	s, err := p.measure(ctx)
-	if err != nil {
-		return nil, err
-	}
-	p.last, p.lastAt = s, time.Now()
-	return s, nil
+	return p.last
 }
 
 func (p *Provider) measure(ctx context.Context) (*api.Summary, error) {
@@ -84,7 +108,11 @@ func (p *Provider) measure(ctx context.Context) (*api.Summary, error) {
 	if err != nil {
 		p.cfg.Log.Warn("stats of the node are incomplete", "err", err)
 	}
-	return &api.Summary{Node: *node, Pods: pods}, nil
+	s := &api.Summary{Node: *node, Pods: pods}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last, p.lastAt = s, time.Now()
+	return s, nil
 }
 
 // node reads all it can; err tells what it could not.
