@@ -19,6 +19,7 @@ var plugins = []string{"main/bridge", "main/loopback", "ipam/host-local", "meta/
 // Binaries are what a daemon runs.
 type Binaries struct {
 	Orlop, Monitor string
+	Kubelet        string // the program behind `orlop kubelet`
 	CNI            string // directory of the standard plugins
 }
 
@@ -41,11 +42,11 @@ var build = sync.OnceValues(func() (Binaries, error) {
 			return Binaries{}, err
 		}
 	}
-	b.Orlop, b.Monitor = filepath.Join(dir, "orlop"), filepath.Join(dir, "orlop-conmon")
+	b.Orlop, b.Monitor, b.Kubelet = filepath.Join(dir, "orlop"), filepath.Join(dir, "orlop-conmon"), filepath.Join(dir, "orlop-kubelet")
 	return b, nil
 })
 
-// Build returns the binaries: those of $ORLOP_BIN (orlop, orlop-conmon) and $ORLOP_CNI_BIN if they are set, else it
+// Build returns the binaries: those of $ORLOP_BIN (orlop, orlop-conmon, orlop-kubelet) and $ORLOP_CNI_BIN if they are set, else it
 // builds them from this checkout and from the plugins' module, once in this process.
 func Build() (Binaries, error) { return build() }
 
@@ -65,10 +66,11 @@ func buildPlugins(dir string) error {
 
 func buildOrlop(dir string) error {
 	const tags = "seccomp,containers_image_openpgp,exclude_graphdriver_btrfs"
-	err := run("", nil, "build", "-trimpath", "-buildvcs=false", "-tags="+tags, "-o", filepath.Join(dir, "orlop"),
-		"github.com/orlop/orlop/cmd/orlop")
-	if err != nil {
-		return err
+	for _, name := range []string{"orlop", "orlop-kubelet"} {
+		err := run("", nil, "build", "-trimpath", "-buildvcs=false", "-tags="+tags, "-o", filepath.Join(dir, name), "github.com/orlop/orlop/cmd/"+name)
+		if err != nil {
+			return err
+		}
 	}
 	// It is the init of pods too, where there is no loader: static.
 	return run("", nil, "build", "-trimpath", "-buildvcs=false", "-tags=seccomp,netgo,osusergo,runc_nocriu",
