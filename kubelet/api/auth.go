@@ -36,7 +36,7 @@ type AuthConfig struct {
 // Auth decides about requests.
 type Auth struct {
 	cfg    AuthConfig
-	roots  *caFile
+	roots  *files[*x509.CertPool]  // nil: no certificate is accepted
 	tokens *cache[*authn.UserInfo] // nil in it: the token is no good
 	access *cache[bool]
 }
@@ -52,8 +52,8 @@ const (
 func NewAuth(cfg AuthConfig) (*Auth, error) {
 	a := &Auth{cfg: cfg, tokens: newCache[*authn.UserInfo](), access: newCache[bool]()}
 	if cfg.ClientCA != "" {
-		a.roots = &caFile{path: cfg.ClientCA}
-		if _, err := a.roots.pool(); err != nil {
+		a.roots = clientCA(cfg.ClientCA)
+		if _, err := a.roots.get(); err != nil {
 			return nil, err
 		}
 	}
@@ -116,7 +116,7 @@ func (a *Auth) authenticate(r *http.Request) (*authn.UserInfo, error) {
 }
 
 func (a *Auth) certificate(chain []*x509.Certificate) (*authn.UserInfo, error) {
-	roots, err := a.roots.pool()
+	roots, err := a.roots.get()
 	if err != nil {
 		return nil, err
 	}

@@ -286,7 +286,7 @@ func TestAuthenticatedUser(t *testing.T) {
 		t.Error(diff)
 	}
 	p := newPKI(t)
-	a.roots = &caFile{path: p.file}
+	a.roots = clientCA(p.file)
 	user, err = a.certificate([]*x509.Certificate{p.issue(pkix.Name{CommonName: "admin", Organization: []string{"ops"}}, x509.ExtKeyUsageClientAuth).Leaf})
 	if err != nil {
 		t.Fatal(err)

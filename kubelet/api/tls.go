@@ -2,12 +2,8 @@ package api
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
-	"os"
 	"strings"
-	"sync"
-	"time"
 )
 
 // TLSOptions are the fields of KubeletConfiguration about TLS.
@@ -48,36 +44,4 @@ func cipherSuite(name string) (uint16, error) {
 		names = append(names, s.Name)
 	}
 	return 0, fmt.Errorf("tlsCipherSuites: %q is unknown or not safe; known are %s", name, strings.Join(names, ", "))
-}
-
-// caFile is a file of certificates that is read anew when it changes, since CAs are replaced while we run.
-type caFile struct {
-	path string
-
-	mu      sync.Mutex
-	roots   *x509.CertPool
-	modTime time.Time
-	size    int64
-}
-
-func (f *caFile) pool() (*x509.CertPool, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	info, err := os.Stat(f.path)
-	if err != nil {
-		return nil, fmt.Errorf("client CA: %w", err)
-	}
-	if f.roots != nil && info.ModTime().Equal(f.modTime) && info.Size() == f.size {
-		return f.roots, nil
-	}
-	text, err := os.ReadFile(f.path)
-	if err != nil {
-		return nil, fmt.Errorf("client CA: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(text) {
-		return nil, fmt.Errorf("client CA %s: no certificate in it; it must have at least one in PEM", f.path)
-	}
-	f.roots, f.modTime, f.size = roots, info.ModTime(), info.Size()
-	return roots, nil
 }

@@ -432,6 +432,7 @@ func TestManagerRestart(t *testing.T) {
 				r.restartManager()
 				if from == "the pod's status" {
 					r.pod.Status = *r.status.DeepCopy()
+					r.container().ContainerID = "1" // as the runtime knows it
 					r.container().Started, r.container().Ready = nil, false
 				}
 				r.pass()

@@ -95,7 +95,7 @@ func (m *Manager) pokeLocked(v view) {
 
 // earlier is what the pod's own status says of the same container; an empty status if nothing.
 func (v view) earlier() *v1.ContainerStatus {
-	if old := pod.ContainerStatus(&v.pod.Status, v.cs.Name); old != nil && old.ContainerID == v.cs.ContainerID {
+	if old := pod.ContainerStatus(&v.pod.Status, v.cs.Name); old != nil && bareID(old.ContainerID) == v.id() {
 		return old
 	}
 	return &v1.ContainerStatus{}
