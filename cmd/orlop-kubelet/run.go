@@ -22,6 +22,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/kubelet"
+	"github.com/orlop/orlop/kubelet/api/metrics"
 	"github.com/orlop/orlop/kubelet/cgroup"
 	"github.com/orlop/orlop/kubelet/config"
 	"github.com/orlop/orlop/kubelet/machine"
@@ -31,6 +32,7 @@ import (
 	"github.com/orlop/orlop/kubelet/podfiles"
 	"github.com/orlop/orlop/kubelet/runtime"
 	"github.com/orlop/orlop/kubelet/source"
+	"github.com/orlop/orlop/kubelet/stats"
 	"github.com/orlop/orlop/kubelet/volume"
 )
 
@@ -56,6 +58,8 @@ type parts struct {
 	cgroups *cgroup.Manager
 	node    *node.Manager
 	kubelet *kubelet.Kubelet
+	metrics *metrics.Metrics
+	stats   *stats.Provider
 }
 
 // followed are objects that somebody must follow.
@@ -74,12 +78,24 @@ func run(ctx context.Context, s settings) error {
 		}
 	}
 	defer p.runtime.Close()
+	serve, err := p.servers(ctx)
+	if err != nil {
+		return err
+	}
+	rotate, err := p.rotator()
+	if err != nil {
+		return err
+	}
 	adjustOOMScore(s)
 	s.log.Info("keeping pods", "node", p.name, "runtime", s.config.ContainerRuntimeEndpoint, "alone", p.client == nil)
 	var all sync.WaitGroup
 	all.Go(func() { p.objects.Run(ctx) })
 	all.Go(func() { p.node.Run(ctx) })
 	all.Go(func() { p.kubelet.Run(ctx) })
+	all.Go(func() { rotate.Run(ctx) })
+	for _, s := range serve {
+		all.Go(s)
+	}
 	all.Wait()
 	return nil
 }
@@ -99,7 +115,8 @@ func (p *parts) identify() (err error) {
 
 func (p *parts) connect() (err error) {
 	c := p.config
-	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration); err != nil {
+	p.metrics = metrics.New(p.name, func() []*v1.Pod { return p.kubelet.Pods() })
+	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration, p.metrics.Interceptor()); err != nil {
 		return err
 	}
 	if p.client, err = newClient(p.settings); err != nil {

@@ -31,6 +31,9 @@ type Options struct {
 // not tell.
 const checkPeriod = time.Second
 
+// lastLook is how long a container's last lines may take after its end was told: some runtimes tell it first.
+const lastLook = 100 * time.Millisecond
+
 // errEnough ends a read that has all it wants.
 var errEnough = errors.New("enough")
 
@@ -142,6 +145,7 @@ func (r *reader) drain() error {
 }
 
 func (r *reader) follow(ctx context.Context) error {
+	looked := false
 	for ctx.Err() == nil {
 		ended := r.o.Ended() // asked before reading, so that its last lines are read
 		if err := r.drain(); err != nil {
@@ -152,19 +156,22 @@ func (r *reader) follow(ctx context.Context) error {
 		case err != nil:
 			return err
 		case moved:
-		case ended:
+		case ended && (looked || r.watch == nil):
 			return r.writePending()
+		case ended:
+			looked = true
+			r.wait(ctx, lastLook)
 		default:
 			r.flush()
-			r.wait(ctx)
+			r.wait(ctx, checkPeriod)
 		}
 	}
 	return nil
 }
 
-// wait returns when the directory has changed, and at the latest after checkPeriod. Without a watch, as when the
-// kernel's limit of them is reached, the period alone must do.
-func (r *reader) wait(ctx context.Context) {
+// wait returns when the directory has changed, and at the latest after limit. Without a watch, as when the kernel's limit
+// of them is reached, the limit alone must do.
+func (r *reader) wait(ctx context.Context, limit time.Duration) {
 	if r.watch == nil {
 		if w, err := fsnotify.NewWatcher(); err == nil {
 			r.watch = w
@@ -180,7 +187,7 @@ func (r *reader) wait(ctx context.Context) {
 	if r.watch != nil {
 		events, errs = r.watch.Events, r.watch.Errors
 	}
-	timer := time.NewTimer(checkPeriod)
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -21,13 +21,14 @@ type Client struct {
 	cri.RuntimeServiceClient
 	Images cri.ImageServiceClient
 	conns  []*grpc.ClientConn
+	watch  grpc.UnaryClientInterceptor
 }
 
 // Dial prepares connections to unix sockets ("unix:///run/orlop/orlop.sock"); it does not wait until somebody listens.
 // An imageEndpoint of "" is endpoint. timeout limits each call that has no time limit of its own, but not streams, nor
-// pulls, which end when their caller gives up.
-func Dial(endpoint, imageEndpoint string, timeout time.Duration) (*Client, error) {
-	c := &Client{}
+// pulls, which end when their caller gives up. watch sees each call, for metrics.
+func Dial(endpoint, imageEndpoint string, timeout time.Duration, watch grpc.UnaryClientInterceptor) (*Client, error) {
+	c := &Client{watch: watch}
 	conn, err := c.dial(endpoint, timeout)
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (c *Client) dial(endpoint string, timeout time.Duration) (*grpc.ClientConn,
 		grpc.WithAuthority("localhost"), // servers refuse a path as the authority
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithConnectParams(connectQuickly),
-		grpc.WithUnaryInterceptor(limit(timeout)))
+		grpc.WithChainUnaryInterceptor(limit(timeout), c.watch))
 	if err != nil {
 		return nil, fmt.Errorf("runtime endpoint %q: %w", endpoint, err)
 	}
