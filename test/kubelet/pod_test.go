@@ -49,19 +49,19 @@ spec:
     args:
     - |
       trap exit TERM
-      cat /work/state; echo "greeting=$(GREETING) node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU $(HOME_IS)"
+      cat /work/state; echo "node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU absent=$ABSENT."; printenv GREETING
       cat /etc/settings/color; cat /pod/labels; grep elsewhere /etc/hosts; grep cluster.local /etc/resolv.conf
       test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token
       while :; do sleep 0.1; done
     env:
     - {name: WHO, value: world}
-    - {name: GREETING, value: "hello $(WHO) $$(WHO)"}
+    - {name: GREETING, value: "hello $(WHO) $$(WHO) $(NOBODY)"}
     - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
     - {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
     - {name: COLOR, valueFrom: {configMapKeyRef: {name: settings, key: color}}}
     - {name: DOOR, valueFrom: {secretKeyRef: {name: keys, key: door}}}
     - {name: CPU, valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: 1m}}}
-    - {name: HOME_IS, valueFrom: {configMapKeyRef: {name: absent, key: x, optional: true}}}
+    - {name: ABSENT, valueFrom: {configMapKeyRef: {name: absent, key: x, optional: true}}}
     resources: {requests: {cpu: 20m, memory: 16Mi}, limits: {memory: 64Mi}}
     readinessProbe: {exec: {command: [cat, /work/state]}, periodSeconds: 1}
     volumeMounts:
@@ -81,7 +81,7 @@ spec:
 		return err
 	})
 	for _, want := range []string{
-		"prepared\n", "greeting=hello world $(WHO)", "node=" + nodeName, "ip=" + p.Status.PodIP, "color=blue", "door=sesame", "cpu=20",
+		"prepared\n", "hello world $(WHO) $(NOBODY)\n", "absent=.\n", "node=" + nodeName, "ip=" + p.Status.PodIP, "color=blue", "door=sesame", "cpu=20",
 		"blueapp=\"web\"", "elsewhere", s.name + ".svc.cluster.local", "token\n",
 	} {
 		if !strings.Contains(log, want) {

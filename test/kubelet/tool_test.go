@@ -1,0 +1,146 @@
+package kubelet
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	v1 "k8s.io/api/core/v1"
+)
+
+// TestKubectl uses what people use to look into pods.
+func TestKubectl(t *testing.T) {
+	s := begin(t)
+	s.apply(strings.ReplaceAll(strings.ReplaceAll(deployment, "VALUE", "here"), "replicas: 2", "replicas: 1"))
+	s.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
+	name := s.pods("app=web")[0].Name
+
+	if got, err := s.tryKubectl("to be echoed", "exec", "-i", name, "--", "cat"); err != nil || got != "to be echoed" {
+		t.Errorf("exec -i: %q, %v", got, err)
+	}
+	if _, err := s.tryKubectl("", "exec", name, "--", "sh", "-c", "exit 5"); err == nil || !strings.Contains(err.Error(), "exit code 5") {
+		t.Errorf("exec of what fails: %v", err)
+	}
+	file := filepath.Join(t.TempDir(), "f")
+	if err := os.WriteFile(file, []byte("copied\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl("cp", file, name+":/tmp/f")
+	s.kubectl("cp", name+":/tmp/f", file+"2")
+	if data, err := os.ReadFile(file + "2"); err != nil || string(data) != "copied\n" {
+		t.Errorf("cp there and back: %q, %v", data, err)
+	}
+	s.forward(name)
+	if out := s.kubectl("describe", "pod", name); !strings.Contains(out, "Started") || !strings.Contains(out, "Liveness:") {
+		t.Errorf("describe pod: %s", out)
+	}
+	if out := s.kubectl("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/stats/summary"); !strings.Contains(out, name) {
+		t.Errorf("stats/summary has no %s: %.500s", name, out)
+	}
+	if out := s.kubectl("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/metrics/resource"); !strings.Contains(out, `pod="`+name+`"`) {
+		t.Errorf("metrics/resource has no %s: %.500s", name, out)
+	}
+}
+
+// forward fetches the pod's page through kubectl port-forward.
+func (s *space) forward(pod string) {
+	s.Helper()
+	cmd := s.command(s.Context(), "port-forward", pod, ":8080")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		s.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		s.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	line, err := bufio.NewReader(out).ReadString('\n')
+	found := regexp.MustCompile(`127\.0\.0\.1:(\d+)`).FindStringSubmatch(line)
+	if err != nil || found == nil {
+		s.Fatalf("port-forward says %q, %v", line, err)
+	}
+	resp, err := http.Get("http://127.0.0.1:" + found[1] + "/")
+	if err != nil {
+		s.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if body, err := io.ReadAll(resp.Body); err != nil || string(body) != "here\n" {
+		s.Errorf("port-forward: %q, %v", body, err)
+	}
+}
+
+// TestUpdateInPlace shows a changed config map inside a running pod.
+func TestUpdateInPlace(t *testing.T) {
+	s := begin(t)
+	s.apply(`
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: live}
+data: {text: before}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: reader}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, "trap exit TERM; while :; do sleep 0.1; done"]
+    volumeMounts: [{name: live, mountPath: /live}]
+  volumes: [{name: live, configMap: {name: live}}]
+`)
+	s.waitPod("reader", "ready", ready)
+	s.kubectl("patch", "configmap", "live", "-p", `{"data":{"text":"after"}}`)
+	s.within(2*patience, "the change to be seen inside", func() error {
+		got, err := s.tryKubectl("", "exec", "reader", "--", "cat", "/live/text")
+		if err == nil && got != "after" {
+			err = fmt.Errorf("it is %q", got)
+		}
+		return err
+	})
+}
+
+// TestNode looks at what the node says of itself.
+func TestNode(t *testing.T) {
+	s := begin(t)
+	out := s.kubectl("describe", "node", nodeName)
+	for _, want := range []string{
+		"KubeletReady", "KubeletHasSufficientMemory", "KubeletHasNoDiskPressure", "KubeletHasSufficientPID", "InternalIP:  172.31.99.1",
+		"Hostname:    node", "Container Runtime Version:  orlop://", "kubernetes.io/hostname=node", "ephemeral-storage:", "Lease:",
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("describe node has no %q", want)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// TestDebugContainer joins a running pod and sees its processes.
+func TestDebugContainer(t *testing.T) {
+	s := begin(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: patient}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: IMAGE, command: [sh, -c, "trap exit TERM; while :; do sleep 0.1; done"]}]
+`)
+	s.waitPod("patient", "ready", ready)
+	s.kubectl("debug", "patient", "--image="+image, "--target=main", "-c", "debugger", "--", "sh", "-c", "cat /proc/1/cmdline")
+	s.waitPod("patient", "looked at", func(p *v1.Pod) bool {
+		return len(p.Status.EphemeralContainerStatuses) == 1 && p.Status.EphemeralContainerStatuses[0].State.Terminated != nil
+	})
+	if out := s.kubectl("logs", "patient", "-c", "debugger"); !strings.Contains(out, "trap exit") {
+		t.Errorf("the debugger sees %q as process 1", out)
+	}
+}
