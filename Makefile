@@ -38,7 +38,7 @@ TEST_IMAGES := $(BUILD)/test-images
 # What a test run uses instead of building it again.
 TEST_ENV := ORLOP_BIN=$(BIN) ORLOP_CNI_BIN=$(CNI) ORLOP_CONMON=$(BIN)/orlop-conmon PATH="$(BUILD)/tools/usr/bin:$$PATH"
 # The suites that drive a whole daemon and count what is on the machine run alone, after the others.
-ALONE := ./test/e2e
+ALONE := ./test/e2e ./test/kubelet
 RACE ?= -race
 TEST_TIMEOUT ?= 15m
 FUZZTIME ?= 5s
@@ -46,15 +46,20 @@ BENCHTIME ?= 1s
 BENCH ?=
 VM_RUN ?= ../shared/vm/vm-run
 
-.PHONY: build orlop orlop-conmon cni demo-image run test unit check vuln fuzz bench cover vm completions docs install clean help
+.PHONY: build orlop orlop-kubelet orlop-conmon cni cluster demo-image run test unit check vuln fuzz bench cover vm completions docs install clean help
 
-build: orlop orlop-conmon cni ## build orlop, orlop-conmon and the standard CNI plugins
+build: orlop orlop-kubelet orlop-conmon cni ## build orlop, orlop-kubelet, orlop-conmon and the standard CNI plugins
 	@[ -z "$$SUDO_UID" ] || chown -R "$$SUDO_UID:$$SUDO_GID" $(BUILD)
 
 orlop: prerequisites-build
 	@mkdir -p $(BIN)
 	@$(STEP) "building orlop (the first build takes some minutes)" \
 		go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/orlop ./cmd/orlop
+
+orlop-kubelet: prerequisites-build
+	@mkdir -p $(BIN)
+	@$(STEP) "building orlop-kubelet" \
+		go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/orlop-kubelet ./cmd/orlop-kubelet
 
 orlop-conmon: prerequisites-build
 	@mkdir -p $(BIN)
@@ -87,17 +92,21 @@ prerequisites-%:
 run: prerequisites-run build demo-image ## run a pod and show it working, until Ctrl-C (as root; ONCE=1 ends by itself)
 	@ONCE=$(ONCE) contrib/run-demo.sh $(BUILD)
 
-test: prerequisites-run prerequisites-test build test-images ## run every test that this machine can run (as root)
+# The suites of whole clusters run a real control plane, which is built once and kept.
+cluster: prerequisites-build
+	@$(STEP) "building the Kubernetes control plane (the first time it takes some 15 minutes)" go run ./test/cluster/build
+
+test: prerequisites-run prerequisites-test build test-images cluster ## run every test that this machine can run (as root)
 	@echo "==> testing; each package shows when it ends"
 	@all=$$(go list ./...) || exit 1; \
-	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -v '/test/e2e$$'); \
-	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
+	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet)$$'); \
+	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -p 1 -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
 
 unit: prerequisites-build ## run the tests that need no root
 	@go test -json -race -shuffle=on -timeout $(TEST_TIMEOUT) ./... | go run ./test/summary
 
 check: prerequisites-build prerequisites-check ## look at the code without running it, and at what is generated from it
-	@echo "==> gofmt"; out=$$(gofmt -l cmd conmon image internal oci server storage test); [ -z "$$out" ] || { echo "run gofmt -w on:"; echo "$$out"; exit 1; }
+	@echo "==> gofmt"; out=$$(gofmt -l cmd conmon image internal kubelet oci server storage test); [ -z "$$out" ] || { echo "run gofmt -w on:"; echo "$$out"; exit 1; }
 	@echo "==> go.mod"; go mod tidy -diff
 	@$(STEP) "vet" go vet ./...
 	@GOFLAGS='-buildvcs=false -tags=$(CONMON_TAGS)' go vet ./cmd/orlop-conmon ./conmon/... ./oci/...
@@ -110,7 +119,7 @@ vuln: ## look for known vulnerabilities that the code reaches, if their database
 	 else echo "vuln: skipped: vuln.go.dev can't be reached"; fi
 
 fuzz: ## run each fuzz target for FUZZTIME
-	@set -e; grep -rlE --include='*_test.go' '^func Fuzz' cmd conmon image internal oci server storage | while read -r file; do \
+	@set -e; grep -rlE --include='*_test.go' '^func Fuzz' cmd conmon image internal kubelet oci server storage | while read -r file; do \
 		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$$file"); do \
 			echo "==> $$target in $${file%/*}"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$${file%/*}"; \
 		done; done
@@ -119,7 +128,7 @@ bench: prerequisites-run prerequisites-test build test-images ## measure: functi
 	@$(TEST_ENV) go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) -timeout 60m $$(go list ./... | grep -v '/test/')
 	@$(TEST_ENV) go run ./test/bench $(BENCH)
 
-cover: prerequisites-run prerequisites-test build test-images ## tell how much of the code the tests run (as root)
+cover: prerequisites-run prerequisites-test build test-images cluster ## tell how much of the code the tests run (as root)
 	@$(TEST_ENV) go test -coverpkg=./... -coverprofile=$(BUILD)/cover.out -timeout $(TEST_TIMEOUT) $$(go list ./... | grep -v '/test/') >/dev/null
 	@go tool cover -func=$(BUILD)/cover.out | tail -n 1
 	@go tool cover -html=$(BUILD)/cover.out -o $(BUILD)/cover.html && echo "by line: $(BUILD)/cover.html"
@@ -137,7 +146,7 @@ completions docs: ## write completions/, docs/man and contrib/config anew from t
 	@go test ./cmd/orlop -run TestGeneratedFiles -count=1 -update
 
 install: ## install below DESTDIR and PREFIX; a configuration or network that is there is kept
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/orlop $(BIN)/orlop-conmon
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/orlop $(BIN)/orlop-kubelet $(BIN)/orlop-conmon
 	install -D -m 0755 -t $(DESTDIR)/opt/cni/bin $(CNI)/*
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/*.8
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man5 docs/man/*.5

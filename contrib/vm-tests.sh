@@ -5,7 +5,7 @@
 set -u
 
 src=$PWD
-export REQUIRE_KERNEL=1
+export REQUIRE_KERNEL=1 ORLOP_TEST_SLOW=15 # times slower than a machine that is not emulated
 export ORLOP_BIN="$src/build/bin" ORLOP_CNI_BIN="$src/build/cni" ORLOP_CONMON="$src/build/bin/orlop-conmon"
 export ORLOP_TEST_IMAGES="$src/build/test-images" ORLOP_TEST_CACHE=/var/tmp/orlop-cache TMPDIR=/var/tmp
 status=0

@@ -75,6 +75,7 @@ func newRootCommand() *cobra.Command {
 		newConfigCommand(flags),
 		newImageCommand(flags),
 		newPodCommand(flags),
+		newKubeletCommand(),
 		newExecCommand(flags),
 		newLogsCommand(flags),
 		newVersionCommand(),

@@ -26,6 +26,9 @@ var Rules = []Rule{
 	{"image", []string{"storage", "internal"}},
 	{"storage", []string{"internal"}},
 	{"conmon", []string{"oci", "internal"}},
+	// It reaches the runtime through the CRI socket only, and would work over another one.
+	{"kubelet", []string{"internal"}},
+	{"cmd/orlop-kubelet", []string{"kubelet", "internal"}},
 	{"internal", nil},
 	{"test", []string{Anything}},
 }
@@ -44,10 +47,10 @@ var Homes = []Home{
 		"a later move to the library's successor is then a change in two places"},
 	{"github.com/opencontainers/runc", []string{"oci/runtime", "conmon/worker", "cmd/orlop-conmon"}, []string{"oci/spec"},
 		"libcontainer types stop at the runtime and the worker"},
-	{"google.golang.org/grpc", []string{"server", "cmd/orlop", "test"}, nil,
-		"gRPC is the CRI edge's"},
-	{"k8s.io/", []string{"server", "oci/spec", "cmd/orlop", "test"}, nil,
-		"CRI types stop at the server and the spec"},
+	{"google.golang.org/grpc", []string{"server", "kubelet", "cmd/orlop", "test"}, nil,
+		"gRPC is the CRI edge's, on either side"},
+	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "cmd/orlop", "cmd/orlop-kubelet", "test"}, nil,
+		"CRI types stop at the server and the spec; the kubelet is made of Kubernetes' own"},
 	{"github.com/pelletier/go-toml", []string{"internal/config"}, nil,
 		"configuration is read in one place"},
 	{"github.com/spf13/cobra", []string{"cmd"}, nil,
@@ -58,7 +61,13 @@ var Homes = []Home{
 
 // Pure are the packages that describe and do not act, and what they must therefore not import.
 var Pure = map[string][]string{
-	"oci/spec": {"os", "os/exec", "io/ioutil", "net", "net/http", "path/filepath", "log", "log/slog"},
+	"kubelet/admit":    {"os", "os/exec", "net/http", "log/slog"},
+	"kubelet/downward": {"os", "os/exec", "net", "net/http", "log/slog"},
+	"kubelet/plan":     {"os", "os/exec", "net", "net/http", "log/slog"},
+	"kubelet/pod":      {"os", "os/exec", "net", "net/http", "log/slog"},
+	"kubelet/resource": {"os", "os/exec", "net", "net/http", "log/slog"},
+	"kubelet/spec":     {"os", "os/exec", "net", "net/http", "log/slog"},
+	"oci/spec":         {"os", "os/exec", "io/ioutil", "net", "net/http", "path/filepath", "log", "log/slog"},
 }
 
 // Unlinked are what must not be among the dependencies of a package, directly or not: the beginnings of paths.
@@ -66,6 +75,8 @@ var Unlinked = map[string][]string{
 	"conmon/...":       {"google.golang.org/grpc", "k8s.io/", "github.com/containers/"},
 	"cmd/orlop-conmon": {"google.golang.org/grpc", "k8s.io/", "github.com/containers/"},
 	"server/...":       {"github.com/opencontainers/runc/libcontainer"},
+	// The Kubernetes clients would cost the daemon memory.
+	"cmd/orlop": {"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
 }
 
 // NoGo are the directories that hold no Go.

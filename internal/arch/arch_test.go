@@ -36,7 +36,7 @@ func readTree(t *testing.T) []goFile {
 			return err
 		}
 		switch {
-		case d.IsDir() && (rel == "build" || rel == ".git" || d.Name() == "testdata"):
+		case d.IsDir() && (rel == "build" || rel == ".git" || d.Name() == "testdata" || otherModule(path)):
 			return fs.SkipDir
 		case d.IsDir() || filepath.Ext(path) != ".go":
 			return nil
@@ -55,6 +55,12 @@ func readTree(t *testing.T) []goFile {
 		t.Fatalf("found %d Go files below %s: this test looks in the wrong place", len(files), root)
 	}
 	return files
+}
+
+// otherModule is true for a directory of tests that is a module of its own, so that what it needs is not among ours.
+func otherModule(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "go.mod"))
+	return err == nil && filepath.Clean(dir) != filepath.Clean(root)
 }
 
 func describe(path string, f *ast.File) goFile {

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/orlop/orlop/kubelet/backoff"
 )
@@ -147,10 +148,10 @@ func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri
 			return nil, ctx.Err()
 		}
 		delay := p.delays.Failed(uid, spec.Image, time.Now())
-		message := fmt.Sprintf("failed to pull and unpack image %q: %s", r.Name, status.Convert(err).Message())
-		p.event(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Name, status.Convert(err).Message())
-		p.event(r, v1.EventTypeWarning, "Failed", "Error: %s", reasonPull)
-		return nil, &Problem{Reason: reasonPull, Message: message, RetryIn: delay}
+		reason, message := pullError(r.Name, status.Convert(err).Message())
+		p.event(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Name, message)
+		p.event(r, v1.EventTypeWarning, "Failed", "Error: %s", reason)
+		return nil, &Problem{Reason: reason, Message: message, RetryIn: delay}
 	}
 	p.delays.Succeeded(uid, spec.Image)
 	image, err := p.inspect(ctx, r, spec)
@@ -160,6 +161,17 @@ func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri
 	p.event(r, v1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %s (%s including waiting). Image size: %d bytes.",
 		r.Name, round(time.Since(began)), round(time.Since(asked)), image.GetSize())
 	return image, err
+}
+
+// pullError knows the two errors that runtimes mark by a word, see k8s.io/cri-api/pkg/errors.
+func pullError(image, text string) (reason, message string) {
+	switch {
+	case strings.Contains(text, crierrors.ErrRegistryUnavailable.Error()):
+		return crierrors.ErrRegistryUnavailable.Error(), fmt.Sprintf("image pull failed for %s because the registry is unavailable: %s", image, text)
+	case strings.Contains(text, crierrors.ErrSignatureValidationFailed.Error()):
+		return crierrors.ErrSignatureValidationFailed.Error(), fmt.Sprintf("image pull failed for %s because the signature validation failed: %s", image, text)
+	}
+	return reasonPull, text
 }
 
 // Forget drops what is remembered of a pod.

@@ -113,7 +113,7 @@ spec:
 				reasons[c.Name+" "+c.State.Waiting.Reason] = true
 			}
 		}
-		for _, want := range []string{"main ErrImagePull", "main ImagePullBackOff", "never ErrImageNeverPull"} {
+		for _, want := range []string{"main RegistryUnavailable", "main ImagePullBackOff", "never ErrImageNeverPull"} {
 			if !reasons[want] {
 				return fmt.Errorf("no %q in %v", want, reasons)
 			}

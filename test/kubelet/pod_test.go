@@ -49,7 +49,7 @@ spec:
     args:
     - |
       trap exit TERM
-      cat /work/state; echo "node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU absent=$ABSENT."; printenv GREETING
+      cat /work/state; echo "node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU absent=$ABSENT."; env | grep GREETING
       cat /etc/settings/color; cat /pod/labels; grep elsewhere /etc/hosts; grep cluster.local /etc/resolv.conf
       test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token
       while :; do sleep 0.1; done
@@ -81,7 +81,7 @@ spec:
 		return err
 	})
 	for _, want := range []string{
-		"prepared\n", "hello world $(WHO) $(NOBODY)\n", "absent=.\n", "node=" + nodeName, "ip=" + p.Status.PodIP, "color=blue", "door=sesame", "cpu=20",
+		"prepared\n", "GREETING=hello world $(WHO) $(NOBODY)\n", "absent=.\n", "node=" + nodeName, "ip=" + p.Status.PodIP, "color=blue", "door=sesame", "cpu=20",
 		"blueapp=\"web\"", "elsewhere", s.name + ".svc.cluster.local", "token\n",
 	} {
 		if !strings.Contains(log, want) {

@@ -237,7 +237,14 @@ spec:
 	mirror := s.waitPod(name+"-"+nodeName, "ready", ready)
 	id := mirror.Status.ContainerStatuses[0].ContainerID
 	s.kubectl("delete", "pod", mirror.Name, "--grace-period=0", "--force")
-	again := s.waitPod(mirror.Name, "mirrored again", func(p *v1.Pod) bool { return p.UID != mirror.UID && ready(p) })
+	var again *v1.Pod
+	s.within(2*patience, "the mirror to be made again", func() (err error) {
+		again, err = control.Client.CoreV1().Pods(s.name).Get(s.Context(), mirror.Name, metav1.GetOptions{})
+		if err == nil && (again.UID == mirror.UID || !ready(again)) {
+			err = fmt.Errorf("UID %s, phase %s", again.UID, again.Status.Phase)
+		}
+		return err
+	})
 	if got := again.Status.ContainerStatuses[0].ContainerID; got != id {
 		t.Errorf("deleting the mirror replaced container %s by %s", id, got)
 	}
