@@ -165,10 +165,13 @@ func collected(c prometheus.Collector) http.Handler {
 	return promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
+// roots are the first parts of the paths that we serve.
+const roots = "healthz pods stats metrics run exec attach portForward containerLogs runningpods configz checkpoint logs debug"
+
 // counted counts requests by the first part of their path, if it is one that we serve: others would fill the memory.
 func (s *Server) counted(h http.Handler, serverType string) http.Handler {
 	known := map[string]bool{}
-	for root := range strings.FieldsSeq("healthz pods stats metrics run exec attach portForward containerLogs runningpods configz checkpoint logs debug") {
+	for root := range strings.FieldsSeq(roots) {
 		known[root] = true
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -245,7 +248,9 @@ func onlyCPUAndMemory(all *stats.Summary) *stats.Summary {
 	for _, p := range all.Pods {
 		pod := stats.PodStats{PodRef: p.PodRef, StartTime: p.StartTime, CPU: p.CPU, Memory: p.Memory, Swap: p.Swap}
 		for _, c := range p.Containers {
-			pod.Containers = append(pod.Containers, stats.ContainerStats{Name: c.Name, StartTime: c.StartTime, CPU: c.CPU, Memory: c.Memory, Swap: c.Swap})
+			pod.Containers = append(pod.Containers, stats.ContainerStats{
+				Name: c.Name, StartTime: c.StartTime, CPU: c.CPU, Memory: c.Memory, Swap: c.Swap,
+			})
 		}
 		out.Pods = append(out.Pods, pod)
 	}

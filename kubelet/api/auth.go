@@ -74,7 +74,8 @@ func (a *Auth) Wrap(h http.Handler, log *slog.Logger) http.Handler {
 			allowed, err := a.allowed(r.Context(), user, verb, sub)
 			if err != nil {
 				log.Warn("request is refused, since nobody says that it is allowed", "user", user.Username, "path", r.URL.Path, "err", err)
-				http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=%s)", user.Username, verb, sub), http.StatusInternalServerError)
+				text := fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=%s)", user.Username, verb, sub)
+				http.Error(w, text, http.StatusInternalServerError)
 				return
 			}
 			if allowed {
@@ -82,7 +83,8 @@ func (a *Auth) Wrap(h http.Handler, log *slog.Logger) http.Handler {
 				return
 			}
 		}
-		http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", user.Username, verb, subresources), http.StatusForbidden)
+		text := fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)", user.Username, verb, subresources)
+		http.Error(w, text, http.StatusForbidden)
 	})
 }
 
@@ -131,7 +133,7 @@ func (a *Auth) certificate(chain []*x509.Certificate) (*authn.UserInfo, error) {
 	if name.CommonName == "" {
 		return nil, errors.New("client certificate has no common name")
 	}
-	return &authn.UserInfo{Username: name.CommonName, Groups: append(name.Organization[:len(name.Organization):len(name.Organization)], authenticatedGroup)}, nil
+	return &authn.UserInfo{Username: name.CommonName, Groups: slices.Concat(name.Organization, []string{authenticatedGroup})}, nil
 }
 
 // bearer is the token of a request; "" without one.

@@ -154,7 +154,8 @@ func (s *Server) run(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 	case reply.ExitCode != 0:
-		http.Error(w, fmt.Sprintf("command '%s' exited with %d: %s", strings.Join(cmd, " "), reply.ExitCode, reply.Stderr), http.StatusInternalServerError)
+		text := fmt.Sprintf("command '%s' exited with %d: %s", strings.Join(cmd, " "), reply.ExitCode, reply.Stderr)
+		http.Error(w, text, http.StatusInternalServerError)
 	default:
 		w.Header().Set("Content-Type", "application/json") // as kubelet says, though it is what the command wrote
 		w.Write(reply.Stdout)

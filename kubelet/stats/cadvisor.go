@@ -49,7 +49,8 @@ var (
 
 func (p *Provider) machine(out sink) {
 	labels := make([]string, 0, len(machineLabels))
-	for _, path := range []string{filepath.Join(p.cfg.Proc, "sys/kernel/random/boot_id"), "/etc/machine-id", "/sys/class/dmi/id/product_uuid"} {
+	bootID := filepath.Join(p.cfg.Proc, "sys/kernel/random/boot_id")
+	for _, path := range []string{bootID, "/etc/machine-id", "/sys/class/dmi/id/product_uuid"} {
 		text, _ := os.ReadFile(path) // not every machine has each of them
 		labels = append(labels, strings.TrimSpace(string(text)))
 	}

@@ -100,16 +100,19 @@ func (p *Provider) container(c *cri.ContainerStats, logs string, known *v1.Pod) 
 		Name: name, CPU: p.cpu("container "+id, c.Cpu), Memory: memory(c.Memory), IO: io(c.Io),
 	}
 	if c.Swap != nil {
-		out.Swap = &api.SwapStats{Time: at(c.Swap.Timestamp), SwapAvailableBytes: value(c.Swap.SwapAvailableBytes), SwapUsageBytes: value(c.Swap.SwapUsageBytes)}
+		s := c.Swap
+		out.Swap = &api.SwapStats{Time: at(s.Timestamp), SwapAvailableBytes: value(s.SwapAvailableBytes), SwapUsageBytes: value(s.SwapUsageBytes)}
 	}
 	if c.WritableLayer != nil {
-		out.Rootfs = &api.FsStats{Time: at(c.WritableLayer.Timestamp), UsedBytes: value(c.WritableLayer.UsedBytes), InodesUsed: value(c.WritableLayer.InodesUsed)}
+		l := c.WritableLayer
+		out.Rootfs = &api.FsStats{Time: at(l.Timestamp), UsedBytes: value(l.UsedBytes), InodesUsed: value(l.InodesUsed)}
 	}
 	if logs != "" {
 		out.Logs = dirUsage(filepath.Join(logs, name))
 	}
 	if known != nil {
-		if cs := pod.ContainerStatus(&known.Status, name); cs != nil && cs.State.Running != nil && strings.HasSuffix(cs.ContainerID, id) {
+		cs := pod.ContainerStatus(&known.Status, name)
+		if cs != nil && cs.State.Running != nil && strings.HasSuffix(cs.ContainerID, id) {
 			out.StartTime = cs.State.Running.StartedAt
 		}
 	}
@@ -122,7 +125,9 @@ func (p *Provider) cpu(key string, c *cri.CpuUsage) *api.CPUStats {
 	if c == nil {
 		return nil
 	}
-	out := &api.CPUStats{Time: at(c.Timestamp), UsageCoreNanoSeconds: value(c.UsageCoreNanoSeconds), UsageNanoCores: value(c.UsageNanoCores), PSI: psi(c.Psi)}
+	out := &api.CPUStats{
+		Time: at(c.Timestamp), UsageCoreNanoSeconds: value(c.UsageCoreNanoSeconds), UsageNanoCores: value(c.UsageNanoCores), PSI: psi(c.Psi),
+	}
 	if out.UsageNanoCores == nil && out.UsageCoreNanoSeconds != nil {
 		out.UsageNanoCores = p.rates.perSecond(key, out.Time.Time, *out.UsageCoreNanoSeconds)
 	}
@@ -134,8 +139,9 @@ func memory(m *cri.MemoryUsage) *api.MemoryStats {
 		return nil
 	}
 	return &api.MemoryStats{
-		Time: at(m.Timestamp), AvailableBytes: value(m.AvailableBytes), UsageBytes: value(m.UsageBytes), WorkingSetBytes: value(m.WorkingSetBytes),
-		RSSBytes: value(m.RssBytes), PageFaults: value(m.PageFaults), MajorPageFaults: value(m.MajorPageFaults), PSI: psi(m.Psi),
+		Time: at(m.Timestamp), AvailableBytes: value(m.AvailableBytes), UsageBytes: value(m.UsageBytes),
+		WorkingSetBytes: value(m.WorkingSetBytes), RSSBytes: value(m.RssBytes),
+		PageFaults: value(m.PageFaults), MajorPageFaults: value(m.MajorPageFaults), PSI: psi(m.Psi),
 	}
 }
 
@@ -161,7 +167,9 @@ func network(n *cri.NetworkUsage) *api.NetworkStats {
 		return nil
 	}
 	one := func(i *cri.NetworkInterfaceUsage) api.InterfaceStats {
-		return api.InterfaceStats{Name: i.Name, RxBytes: value(i.RxBytes), RxErrors: value(i.RxErrors), TxBytes: value(i.TxBytes), TxErrors: value(i.TxErrors)}
+		return api.InterfaceStats{
+			Name: i.Name, RxBytes: value(i.RxBytes), RxErrors: value(i.RxErrors), TxBytes: value(i.TxBytes), TxErrors: value(i.TxErrors),
+		}
 	}
 	out := &api.NetworkStats{Time: at(n.Timestamp)}
 	if n.DefaultInterface != nil {

@@ -13,19 +13,23 @@ var (
 	ofPod       = []string{"pod", "namespace"}
 	ofContainer = []string{"container", "pod", "namespace"}
 
-	nodeCPU             = prometheus.NewDesc("node_cpu_usage_seconds_total", "CPU time that the node has used, in seconds of one core.", nil, nil)
-	nodeMemory          = prometheus.NewDesc("node_memory_working_set_bytes", "Memory that the node cannot do without, in bytes.", nil, nil)
-	nodeSwap            = prometheus.NewDesc("node_swap_usage_bytes", "Swap that the node uses, in bytes.", nil, nil)
-	containerCPU        = prometheus.NewDesc("container_cpu_usage_seconds_total", "CPU time that the container has used, in seconds of one core.", ofContainer, nil)
-	containerMemory     = prometheus.NewDesc("container_memory_working_set_bytes", "Memory that the container cannot do without, in bytes.", ofContainer, nil)
-	containerSwap       = prometheus.NewDesc("container_swap_usage_bytes", "Swap that the container uses, in bytes.", ofContainer, nil)
-	containerStart      = prometheus.NewDesc("container_start_time_seconds", "When the container was started, in seconds since 1970.", ofContainer, nil)
-	podCPU              = prometheus.NewDesc("pod_cpu_usage_seconds_total", "CPU time that the pod has used, in seconds of one core.", ofPod, nil)
-	podMemory           = prometheus.NewDesc("pod_memory_working_set_bytes", "Memory that the pod cannot do without, in bytes.", ofPod, nil)
-	podSwap             = prometheus.NewDesc("pod_swap_usage_bytes", "Swap that the pod uses, in bytes.", ofPod, nil)
-	scrapeError         = prometheus.NewDesc("scrape_error", "1 if this scrape could not measure containers, else 0.", nil, nil)
-	resourceScrapeError = prometheus.NewDesc("resource_scrape_error", "1 if this scrape could not measure containers, else 0.", nil, nil)
+	nodeCPU             = newDesc("node_cpu_usage_seconds_total", "CPU time that the node has used, in seconds of one core.")
+	nodeMemory          = newDesc("node_memory_working_set_bytes", "Memory that the node cannot do without, in bytes.")
+	nodeSwap            = newDesc("node_swap_usage_bytes", "Swap that the node uses, in bytes.")
+	containerCPU        = newDesc("container_cpu_usage_seconds_total", "CPU time that the container has used, in seconds of one core.", ofContainer...)
+	containerMemory     = newDesc("container_memory_working_set_bytes", "Memory that the container cannot do without, in bytes.", ofContainer...)
+	containerSwap       = newDesc("container_swap_usage_bytes", "Swap that the container uses, in bytes.", ofContainer...)
+	containerStart      = newDesc("container_start_time_seconds", "When the container was started, in seconds since 1970.", ofContainer...)
+	podCPU              = newDesc("pod_cpu_usage_seconds_total", "CPU time that the pod has used, in seconds of one core.", ofPod...)
+	podMemory           = newDesc("pod_memory_working_set_bytes", "Memory that the pod cannot do without, in bytes.", ofPod...)
+	podSwap             = newDesc("pod_swap_usage_bytes", "Swap that the pod uses, in bytes.", ofPod...)
+	scrapeError         = newDesc("scrape_error", "1 if this scrape could not measure containers, else 0.")
+	resourceScrapeError = newDesc("resource_scrape_error", "1 if this scrape could not measure containers, else 0.")
 )
+
+func newDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
 
 // Resource collects the metrics of /metrics/resource.
 func (p *Provider) Resource() prometheus.Collector { return resourceCollector{p} }

@@ -5,6 +5,7 @@ package metrics
 import (
 	"context"
 	"path"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -121,15 +122,13 @@ func (r running) Collect(out chan<- prometheus.Metric) {
 	pods, states := 0, map[string]int{}
 	for _, p := range r.pods() {
 		runs := false
-		for _, list := range [][]v1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
-			for _, c := range list {
-				switch {
-				case c.State.Running != nil:
-					states["running"]++
-					runs = true
-				case c.State.Terminated != nil:
-					states["exited"]++
-				}
+		for _, c := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses) {
+			switch {
+			case c.State.Running != nil:
+				states["running"]++
+				runs = true
+			case c.State.Terminated != nil:
+				states["exited"]++
 			}
 		}
 		if runs {
