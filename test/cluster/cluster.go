@@ -137,8 +137,10 @@ func (c *Cluster) startAPIServer(ctx context.Context) error {
 		return err
 	}
 	config.QPS, config.Burst = 500, 1000
-	if c.Client, err = kubernetes.NewForConfig(config); err != nil {
-		return err
+	if c.Client == nil {
+		if c.Client, err = kubernetes.NewForConfig(config); err != nil {
+			return err
+		}
 	}
 	transport, err := rest.TransportFor(config)
 	if err != nil {
@@ -256,7 +258,8 @@ func (p *process) stop(signal syscall.Signal) error {
 	return fmt.Errorf("%s: did not end within %s after %v and was killed", p.name, stopTime, signal)
 }
 
-// Stop ends all programs, the last one first.
+// Stop ends all programs, the last one first. They are killed: their state goes too, and an API server that is asked to end
+// waits for its watches.
 func (c *Cluster) Stop() error {
 	c.mu.Lock()
 	procs := c.procs
@@ -264,20 +267,13 @@ func (c *Cluster) Stop() error {
 	c.mu.Unlock()
 	var errs []error
 	for i := len(procs) - 1; i >= 0; i-- {
-		errs = append(errs, procs[i].stop(syscall.SIGTERM))
+		errs = append(errs, procs[i].stop(syscall.SIGKILL))
 	}
 	return errors.Join(errs...)
 }
 
-// RestartAPIServer ends the API server, if it runs, and starts it anew on the same data.
-func (c *Cluster) RestartAPIServer(ctx context.Context) error {
-	if c.PID("kube-apiserver") != 0 {
-		if err := c.Kill("kube-apiserver"); err != nil {
-			return err
-		}
-	}
-	return c.startAPIServer(ctx)
-}
+// StartAPIServer starts the API server anew, after it was killed, on the same data.
+func (c *Cluster) StartAPIServer(ctx context.Context) error { return c.startAPIServer(ctx) }
 
 func (c *Cluster) waitHTTP(ctx context.Context, name, url string, transport http.RoundTripper) error {
 	client := &http.Client{Transport: transport, Timeout: 5 * time.Second}

@@ -31,6 +31,7 @@ type storm struct {
 	t     *testing.T
 	d     *daemon.Daemon
 	pod   *criclient.Pod
+	rest  *criclient.Container // that only sleeps
 	rng   *rand.Rand
 	kills int
 
@@ -53,6 +54,7 @@ func TestKillsUnderLoad(t *testing.T) {
 	t.Logf("ORLOP_E2E_SEED=%d ORLOP_E2E_KILLS=%d", seed, s.kills)
 	s.pod = d.Client.Pod(t)
 	steady := sleeper(t, s.pod)
+	s.rest = steady
 	pid := steady.Pid(t)
 	const total, size = 8000, 120
 	var writers []*criclient.Container
@@ -99,11 +101,13 @@ func TestKillsUnderLoad(t *testing.T) {
 // kill waits a random moment, kills, and starts the daemon again if it was that.
 func (s *storm) kill(role daemon.Role) {
 	s.t.Helper()
-	pause := time.NewTimer(time.Duration(s.rng.IntN(600)) * time.Millisecond)
+	pause := time.NewTimer(criclient.Patient(time.Duration(s.rng.IntN(600)) * time.Millisecond))
 	<-pause.C
-	// One at a time: while one half of the monitor takes over from the other, it is alone.
+	// One at a time: while one half of the monitor takes over from the other, it is alone. A command that runs says that
+	// both are at work.
 	criclient.Eventually(s.t, 20*time.Second, "a keeper and a worker", func() bool {
-		return s.d.Pid(daemon.Keeper) != 0 && s.d.Pid(daemon.Worker) != 0
+		_, err := s.rest.TryExec(s.t.Context(), criclient.Patient(5*time.Second), "true")
+		return err == nil && s.d.Pid(daemon.Keeper) != 0 && s.d.Pid(daemon.Worker) != 0
 	})
 	if err := s.d.Kill(role); err != nil {
 		s.t.Fatalf("kill %s: %v", role, err)

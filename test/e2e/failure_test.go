@@ -97,10 +97,10 @@ func TestNetworkAddFails(t *testing.T) {
 func TestNetworkAddIsSlow(t *testing.T) {
 	t.Parallel()
 	d := another(t, nil, func(d *daemon.Daemon) {
-		plugin(t, d, `[ "$CNI_COMMAND" = ADD ] && sleep 2; `+answer)
+		plugin(t, d, fmt.Sprintf(`[ "$CNI_COMMAND" = ADD ] && sleep %d; `, int(criclient.Patient(2*time.Second).Seconds()))+answer)
 	})
 	config := d.Client.PodConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(500*time.Millisecond))
 	_, err := d.Client.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 	cancel()
 	wantCode(t, "RunPodSandbox with 0.5 s to do it", err, codes.DeadlineExceeded)

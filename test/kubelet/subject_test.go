@@ -155,6 +155,14 @@ func (s *subject) close() error {
 	return errors.Join(errs...)
 }
 
+// sandboxes counts what the runtime has of a namespace's pods.
+func (s *subject) sandboxes(ctx context.Context, namespace string) (int, error) {
+	list, err := runtime.Client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{
+		Filter: &cri.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.namespace": namespace}},
+	})
+	return len(list.GetItems()), err
+}
+
 func removePods() error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
