@@ -35,7 +35,7 @@ type waiting struct {
 
 func (e *waiting) Error() string { return e.state.Reason + ": " + e.state.Message }
 
-func wait(reason string, err error) error {
+func waitFor(reason string, err error) error {
 	return &waiting{state: podstatus.Waiting(reason, status.Convert(err).Message())}
 }
 
@@ -51,12 +51,12 @@ func (w *worker) startAll(ctx context.Context, p *v1.Pod, sandbox *cri.PodSandbo
 		var problem *waiting
 		switch {
 		case err == nil:
-			delete(w.reasons, start.Container.Name)
+			w.unwait(start.Container.Name)
 			any = true
 		case ctx.Err() != nil:
 			return any, nil, ctx.Err()
 		case errors.As(err, &problem):
-			w.reasons[start.Container.Name] = problem.state
+			w.wait(start.Container.Name, problem.state)
 			if problem.retryIn == 0 {
 				problem.retryIn = lastRetry
 			}
@@ -124,7 +124,7 @@ func (s *starting) run(ctx context.Context) error {
 	if _, err := s.k.cfg.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id}); err != nil {
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", status.Convert(err).Message())
 		s.crashed()
-		return wait(reasonRun, err)
+		return waitFor(reasonRun, err)
 	}
 	s.event(v1.EventTypeNormal, "Started", "Container started")
 	s.crashed()
@@ -156,7 +156,7 @@ func (s *starting) create(ctx context.Context, picture *cri.Image) (id string, e
 	if err != nil {
 		var problem *waiting
 		if !errors.As(err, &problem) {
-			err = wait(reasonConfig, err)
+			err = waitFor(reasonConfig, err)
 		}
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", err.(*waiting).state.Message)
 		return "", err
@@ -164,7 +164,7 @@ func (s *starting) create(ctx context.Context, picture *cri.Image) (id string, e
 	reply, err := s.k.cfg.Runtime.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: s.sandbox.Id, Config: config, SandboxConfig: s.config})
 	if err != nil {
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", status.Convert(err).Message())
-		return "", wait(reasonCreate, err)
+		return "", waitFor(reasonCreate, err)
 	}
 	s.event(v1.EventTypeNormal, "Created", "Container created")
 	return reply.ContainerId, nil
@@ -282,7 +282,7 @@ func (s *starting) postStart(ctx context.Context, id string) error {
 	if err := s.killContainer(ctx, kill); err != nil {
 		return err
 	}
-	return wait(reasonPostStart, fmt.Errorf("PostStart hook failed: %w", err))
+	return waitFor(reasonPostStart, fmt.Errorf("PostStart hook failed: %w", err))
 }
 
 func (s *starting) event(kind, reason, format string, args ...any) {

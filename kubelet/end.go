@@ -24,7 +24,7 @@ func (w *worker) stop(ctx context.Context, v view) error {
 		w.k.probes.StopLiveness(w.uid)
 		w.stopped = true
 	}
-	if err := w.killPod(ctx, v.pod, have, v.grace); err != nil {
+	if err := w.meanwhile(ctx, v, func() error { return w.killPod(ctx, v.pod, have, v.grace) }); err != nil {
 		return err
 	}
 	if have, err = w.k.reader.Pod(ctx, w.uid); err != nil {

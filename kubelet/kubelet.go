@@ -155,8 +155,16 @@ func (k *Kubelet) runtimeChanged(uid types.UID) { k.pods.wake(uid) }
 // Probes are what probes have found out.
 func (k *Kubelet) Probes() *probe.Manager { return k.probes }
 
+// execMargin is what a runtime gets beyond a command's time to say that it ended it.
+const execMargin = 30 * time.Second
+
 // Exec runs a command in a container, for at most timeout unless that is 0.
 func (k *Kubelet) Exec(ctx context.Context, containerID string, cmd []string, timeout time.Duration) (out []byte, code int, err error) {
+	if timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, timeout+execMargin)
+		defer cancel()
+	}
 	reply, err := k.cfg.Runtime.ExecSync(ctx, &cri.ExecSyncRequest{ContainerId: containerID, Cmd: cmd, Timeout: int64(timeout.Seconds())})
 	if err != nil {
 		return nil, 0, err

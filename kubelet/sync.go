@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -48,17 +49,17 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 		p := w.plan(v.pod, have)
 		w.noteDelays(v.pod, p.Delayed)
 		w.report(ctx, v, have)
-		acted, wait, err := w.act(ctx, v.pod, have, p)
+		did, err := w.do(ctx, v, have, p)
 		if err != nil {
-			return 0, errors.Join(err, w.reportAfter(ctx, v))
+			return 0, errors.Join(err, w.reportNow(ctx, v))
 		}
 		if p.Done {
 			w.move(ending)
 			w.poke()
 			return 0, nil
 		}
-		if !acted {
-			return soonest(append(wait, left, w.k.cfg.Timing.Sync)), w.prune(ctx, v.pod, have)
+		if !did.something {
+			return soonest(append(did.waits, left, w.k.cfg.Timing.Sync)), w.prune(ctx, v.pod, have)
 		}
 	}
 	return 0, fmt.Errorf("did not come to rest in %d rounds", roundsAtOnce)
@@ -140,6 +141,8 @@ func (w *worker) started(p *v1.Pod, c *v1.Container, s *runtime.Container) bool 
 
 // noteDelays makes the reasons of containers that wait between two crashes.
 func (w *worker) noteDelays(p *v1.Pod, delayed []plan.Delay) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for name, reason := range w.reasons {
 		if reason.Reason == crashLoop {
 			delete(w.reasons, name)
@@ -154,39 +157,57 @@ func (w *worker) noteDelays(p *v1.Pod, delayed []plan.Delay) {
 
 const crashLoop = "CrashLoopBackOff"
 
-// act does what a plan says. It tells whether anything was done, and when to look again.
-func (w *worker) act(ctx context.Context, p *v1.Pod, have *runtime.Pod, do plan.Plan) (acted bool, waits []time.Duration, err error) {
-	for _, d := range do.Delayed {
-		waits = append(waits, d.Left)
-		c, _ := pod.Container(p, d.Container)
-		w.k.containerEvent(p, c, v1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s(%s)", d.Container, pod.FullName(p), p.UID))
+// done is what became of a plan.
+type done struct {
+	something bool            // and so there may be more to do
+	waits     []time.Duration // after each of which to look again
+}
+
+// do does what a plan says, and tells how the pod is meanwhile if that is anything that takes time.
+func (w *worker) do(ctx context.Context, v view, have *runtime.Pod, p plan.Plan) (d done, err error) {
+	if !p.EndPod && !p.NewSandbox && len(p.Kill) == 0 && len(p.Start) == 0 {
+		return w.act(ctx, v.pod, have, p)
+	}
+	err = w.meanwhile(ctx, v, func() error {
+		d, err = w.act(ctx, v.pod, have, p)
+		return err
+	})
+	return d, err
+}
+
+func (w *worker) act(ctx context.Context, p *v1.Pod, have *runtime.Pod, do plan.Plan) (d done, err error) {
+	for _, delay := range do.Delayed {
+		d.waits = append(d.waits, delay.Left)
+		c, _ := pod.Container(p, delay.Container)
+		w.k.containerEvent(p, c, v1.EventTypeWarning, "BackOff", fmt.Sprintf("Back-off restarting failed container %s in pod %s(%s)", delay.Container, pod.FullName(p), p.UID))
 	}
 	if do.EndPod {
 		if do.NewSandbox {
 			w.k.cfg.Events.Event(p, v1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
 		}
 		if err := w.killPod(ctx, p, have, nil); err != nil {
-			return false, nil, err
+			return d, err
 		}
-		acted = true
+		d.something = true
 	}
 	for _, kill := range do.Kill {
 		if err := w.killContainer(ctx, killing{pod: p, container: kill.Container, id: kill.ID, message: kill.Message, grace: failureGrace(p, kill)}); err != nil {
-			return false, nil, err
+			return d, err
 		}
-		acted = true
+		d.something = true
 	}
 	if do.NewSandbox {
-		return true, waits, w.newSandbox(ctx, p, do.Attempt)
+		d.something = true
+		return d, w.newSandbox(ctx, p, do.Attempt)
 	}
 	if len(do.Start) == 0 {
-		return acted, waits, w.refresh(ctx, p, do)
+		return d, w.refresh(ctx, p, do)
 	}
 	if err := w.prepare(ctx, p); err != nil {
-		return false, nil, err
+		return d, err
 	}
 	started, more, err := w.startAll(ctx, p, have.Sandbox(), do.Start)
-	return acted || started, append(waits, more...), err
+	return done{d.something || started, append(d.waits, more...)}, err
 }
 
 func failureGrace(p *v1.Pod, kill plan.Kill) int64 {
@@ -253,7 +274,8 @@ func (w *worker) report(ctx context.Context, v view, have *runtime.Pod) v1.PodSt
 	return s
 }
 
-func (w *worker) reportAfter(ctx context.Context, v view) error {
+// reportNow describes the pod as the runtime has it at this moment.
+func (w *worker) reportNow(ctx context.Context, v view) error {
 	have, err := w.k.reader.Pod(ctx, w.uid)
 	if err == nil {
 		w.report(ctx, v, have)
@@ -270,9 +292,12 @@ func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.Pod
 	if err != nil {
 		name = "unknown"
 	}
+	w.mu.Lock()
+	reasons := maps.Clone(w.reasons)
+	w.mu.Unlock()
 	return status.Generate(status.Input{
 		Pod: v.pod, Have: have, Old: old, RuntimeName: name, HostIPs: w.k.cfg.NodeState().IPs,
-		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: w.reasons,
+		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: reasons,
 		Message: w.k.cfg.Root.Message, Ready: w.k.probes.Apply, Final: v.final, Ended: v.stage == ended,
 	})
 }

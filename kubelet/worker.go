@@ -42,16 +42,15 @@ type worker struct {
 	spec     *v1.Pod
 	admitted bool
 	stage    stage
-	removed  bool               // no source has it any more
-	final    *status.Final      // set if the pod was ended by something but its containers
-	grace    *int64             // seconds that final gives, instead of the pod's
-	cancel   context.CancelFunc // of what is under way; nil between
+	removed  bool                                // no source has it any more
+	final    *status.Final                       // set if the pod was ended by something but its containers
+	grace    *int64                              // seconds that final gives, instead of the pod's
+	cancel   context.CancelFunc                  // of what is under way; nil between
+	reasons  map[string]v1.ContainerStateWaiting // why containers wait, by their names
 
 	// What only the worker's goroutine touches.
-	reasons map[string]v1.ContainerStateWaiting // why containers wait
-	retries int                                 // failures in a row
-	stopped bool                                // liveness probes were ended
-	written string                              // the mirror that was last asked for
+	retries int  // failures in a row
+	stopped bool // liveness probes were ended
 }
 
 func newWorker(k *Kubelet, p *v1.Pod) *worker {
@@ -157,6 +156,44 @@ func (w *worker) move(to stage) {
 	w.mu.Lock()
 	w.stage = to
 	w.mu.Unlock()
+}
+
+// wait notes why a container waits.
+func (w *worker) wait(container string, why v1.ContainerStateWaiting) {
+	w.mu.Lock()
+	w.reasons[container] = why
+	w.mu.Unlock()
+}
+
+// unwait forgets why a container waited.
+func (w *worker) unwait(container string) {
+	w.mu.Lock()
+	delete(w.reasons, container)
+	w.mu.Unlock()
+}
+
+// meanwhile does what may take long, and tells what happens to the pod while it does: that a container has ended, or is no
+// longer ready.
+func (w *worker) meanwhile(ctx context.Context, v view, do func() error) error {
+	done, told := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(told)
+		for {
+			select {
+			case <-done:
+				return
+			case <-w.pokes:
+				if err := w.reportNow(ctx, v); err != nil && ctx.Err() == nil {
+					w.log.Debug("status not told", "err", err)
+				}
+			}
+		}
+	}()
+	err := do()
+	close(done)
+	<-told
+	w.poke() // one that came meanwhile may have been about more than the status
+	return err
 }
 
 // run works until the pod is gone, or ctx ends.

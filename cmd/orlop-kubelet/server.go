@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"path"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -24,7 +23,7 @@ func (p *parts) servers(ctx context.Context) ([]func(), error) {
 	c := p.config
 	p.stats = stats.New(stats.Config{
 		Node: p.name, Runtime: p.runtime, Images: p.runtime.Images, Pods: p.kubelet.Pods, RootDir: p.flags.RootDir, PodLogs: c.PodLogsDir,
-		PodsDir: path.Join("/", c.CgroupRoot, "kubepods"), Log: p.log,
+		PodsDir: p.cgroups.PodsPath(), Log: p.log,
 	})
 	auth, err := p.auth()
 	if err != nil {

@@ -134,11 +134,15 @@ func (m *Manager) Parent(p *v1.Pod) string {
 
 // Path is where a pod's cgroup is below the cgroup mount (on v1: below each hierarchy's).
 func (m *Manager) Path(p *v1.Pod) string {
-	name := m.pod(p.UID, pod.QoS(p))
-	if m.cfg.Systemd {
-		return expand(slice(name))
+	return m.fsName(m.pod(p.UID, pod.QoS(p)))
+}
+
+// PodsPath is where the cgroup of all pods is below the cgroup mount; "" if there is none.
+func (m *Manager) PodsPath() string {
+	if m.cfg.Disabled {
+		return ""
 	}
-	return name
+	return m.fsName(m.class(v1.PodQOSGuaranteed))
 }
 
 // Ensure makes a pod's cgroup or changes what it gives.

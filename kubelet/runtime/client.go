@@ -25,8 +25,8 @@ type Client struct {
 }
 
 // Dial prepares connections to unix sockets ("unix:///run/orlop/orlop.sock"); it does not wait until somebody listens.
-// An imageEndpoint of "" is endpoint. timeout limits each call that has no time limit of its own, but not streams, nor
-// pulls, which end when their caller gives up. watch sees each call, for metrics.
+// An imageEndpoint of "" is endpoint. timeout limits each call that has no time limit of its own, but not streams,
+// pulls and commands, which end when their caller gives up. watch sees each call, for metrics.
 func Dial(endpoint, imageEndpoint string, timeout time.Duration, watch grpc.UnaryClientInterceptor) (*Client, error) {
 	c := &Client{watch: watch}
 	conn, err := c.dial(endpoint, timeout)
@@ -66,10 +66,16 @@ var connectQuickly = grpc.ConnectParams{
 	MinConnectTimeout: time.Second,
 }
 
+// unlimited are calls that take as long as what they do: a pull, or a hook's command, whose time its caller limits.
+var unlimited = map[string]bool{
+	cri.ImageService_PullImage_FullMethodName:  true,
+	cri.RuntimeService_ExecSync_FullMethodName: true,
+}
+
 // limit gives each call a time limit if it has none.
 func limit(timeout time.Duration) grpc.UnaryClientInterceptor {
 	return func(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, call grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		if _, has := ctx.Deadline(); !has && timeout > 0 && method != cri.ImageService_PullImage_FullMethodName {
+		if _, has := ctx.Deadline(); !has && timeout > 0 && !unlimited[method] {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeout(ctx, timeout)
 			defer cancel()

@@ -203,4 +203,3 @@ func TestAPIServerKilled(t *testing.T) {
 		}
 	}
 }
-
