@@ -104,7 +104,8 @@ func withoutSandbox(in Input) Plan {
 	}
 	for i := range in.Pod.Spec.Containers {
 		c := &in.Pod.Spec.Containers[i]
-		if ShouldRestart(in.Pod, c, in.Have.Latest(c.Name)) {
+		s := in.Have.Latest(c.Name)
+		if ShouldRestart(in.Pod, c, s) || (s.Running() && RestartsAfter(in.Pod, c, killedCode)) {
 			plan.NewSandbox = true
 			return plan
 		}
@@ -112,6 +113,9 @@ func withoutSandbox(in Input) Plan {
 	plan.Done = true
 	return plan
 }
+
+// killedCode is with what a container ends that has lost its sandbox.
+const killedCode = 137
 
 // failedInit is true if the last thing that the pod did was to fail in an init container that may not be repeated.
 func failedInit(in Input) bool {
