@@ -225,3 +225,16 @@ func (r *registry) find(uid types.UID) *worker {
 	defer r.mu.Unlock()
 	return r.workers[uid]
 }
+
+// running are the pods that are kept, with their newest statuses.
+func (r *registry) running() []*v1.Pod {
+	pods := r.where(func(w *worker) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.admitted && w.stage == syncing && w.final == nil
+	})
+	for i, p := range pods {
+		pods[i] = r.k.withStatus(p)
+	}
+	return pods
+}

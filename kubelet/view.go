@@ -12,6 +12,7 @@ import (
 	"github.com/orlop/orlop/kubelet/logs"
 	"github.com/orlop/orlop/kubelet/runtime"
 	"github.com/orlop/orlop/kubelet/spec"
+	"github.com/orlop/orlop/kubelet/status"
 )
 
 // Pods are all pods of this node with their newest statuses.
@@ -21,6 +22,19 @@ func (k *Kubelet) Pods() []*v1.Pod {
 		pods[i] = k.withStatus(p)
 	}
 	return pods
+}
+
+// RunningPods are those that are kept, and so may be ended for the node's sake.
+func (k *Kubelet) RunningPods() []*v1.Pod { return k.pods.running() }
+
+// End ends a pod for a reason of the node's, with an event that tells it. grace is in seconds; nil is the pod's own.
+func (k *Kubelet) End(p *v1.Pod, final status.Final, grace *int64) {
+	w := k.pods.find(p.UID)
+	if w == nil {
+		return
+	}
+	k.cfg.Events.Event(p, v1.EventTypeWarning, final.Reason, final.Message)
+	w.end(final, grace)
 }
 
 // PodByName is one of them; nil if there is none. Of two with one name it is the one that has not ended.

@@ -25,6 +25,8 @@ import (
 	"github.com/orlop/orlop/kubelet/api/metrics"
 	"github.com/orlop/orlop/kubelet/cgroup"
 	"github.com/orlop/orlop/kubelet/config"
+	"github.com/orlop/orlop/kubelet/evict"
+	"github.com/orlop/orlop/kubelet/imagegc"
 	"github.com/orlop/orlop/kubelet/machine"
 	"github.com/orlop/orlop/kubelet/node"
 	"github.com/orlop/orlop/kubelet/objects"
@@ -60,6 +62,9 @@ type parts struct {
 	kubelet *kubelet.Kubelet
 	metrics *metrics.Metrics
 	stats   *stats.Provider
+	images  *imagegc.Manager
+	evict   *evict.Manager
+	changed chan struct{} // the node's status should be told at once
 }
 
 // followed are objects that somebody must follow.
@@ -71,8 +76,8 @@ type followed interface {
 
 // run keeps the node until ctx ends. Containers go on without it.
 func run(ctx context.Context, s settings) error {
-	p := &parts{settings: s}
-	for _, make := range []func() error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet} {
+	p := &parts{settings: s, changed: make(chan struct{}, 1)}
+	for _, make := range []func() error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet, p.makeCare} {
 		if err := make(); err != nil {
 			return err
 		}
@@ -93,6 +98,8 @@ func run(ctx context.Context, s settings) error {
 	all.Go(func() { p.node.Run(ctx) })
 	all.Go(func() { p.kubelet.Run(ctx) })
 	all.Go(func() { rotate.Run(ctx) })
+	all.Go(func() { p.images.Run(ctx) })
+	all.Go(func() { p.evict.Run(ctx) })
 	for _, s := range serve {
 		all.Go(s)
 	}
@@ -179,9 +186,9 @@ func (p *parts) makeNode() error {
 		Info: p.facts.Info, Capacity: p.limits.capacity, Allocatable: p.limits.allocatable, Swap: p.facts.Swap, Port: c.Port,
 		MaxImages: int(*c.NodeStatusMaxImages), Every: c.NodeStatusUpdateFrequency.Duration, Report: c.NodeStatusReportFrequency.Duration,
 		LeaseSeconds: c.NodeLeaseDurationSeconds, Runtime: runtimeOf{p.runtime},
-		Pressure: func() node.Pressure { return node.Pressure{} },
-		Healthy:  func() error { return p.kubelet.Healthy() },
-		InUse:    func() []v1.UniqueVolumeName { return nil },
+		Pressure: func() node.Pressure { return node.Pressure(p.evict.Pressure()) }, StatusNow: p.changed,
+		Healthy: func() error { return p.kubelet.Healthy() },
+		InUse:   func() []v1.UniqueVolumeName { return nil },
 		PodCIDR: func(ctx context.Context, cidr string) error {
 			_, err := p.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
 				RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}},
@@ -246,6 +253,7 @@ func pulls(c *config.Config) int {
 func (p *parts) state() kubelet.NodeState {
 	return kubelet.NodeState{
 		Object: p.node.Registered(), Allocatable: p.limits.allocatable, IPs: p.ips, NetworkReady: p.node.NetworkReady(),
+		Pressure: p.evict.Pressure().Memory,
 	}
 }
 

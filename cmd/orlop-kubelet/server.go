@@ -13,7 +13,6 @@ import (
 
 	"github.com/orlop/orlop/kubelet/api"
 	"github.com/orlop/orlop/kubelet/logs"
-	"github.com/orlop/orlop/kubelet/stats"
 )
 
 // servers listens where the configuration says, and returns what serves there until ctx ends: the kubelet API, the
@@ -21,10 +20,6 @@ import (
 // those on the machine alone.
 func (p *parts) servers(ctx context.Context) ([]func(), error) {
 	c := p.config
-	p.stats = stats.New(stats.Config{
-		Node: p.name, Runtime: p.runtime, Images: p.runtime.Images, Pods: p.kubelet.Pods, RootDir: p.flags.RootDir, PodLogs: c.PodLogsDir,
-		PodsDir: p.cgroups.PodsPath(), Log: p.log,
-	})
 	auth, err := p.auth()
 	if err != nil {
 		return nil, err

@@ -19,15 +19,11 @@ import (
 // cgroup measures a cgroup of either version, by its path below the cgroup mount.
 func (p *Provider) cgroup(path string) (*api.CPUStats, *api.MemoryStats, *api.SwapStats, error) {
 	now := metav1.Now()
-	read := p.readV1
-	if _, err := os.Stat(filepath.Join(p.cfg.Cgroups, "cgroup.controllers")); err == nil {
-		read = p.readV2
-	}
-	u, err := read(path)
+	u, err := p.read(path)
 	if err != nil {
-		return nil, nil, nil, fmt.Errorf("cgroup %s: %w", path, err)
+		return nil, nil, nil, err
 	}
-	working := u.memory - min(u.memory, u.inactiveFile)
+	working := u.working()
 	cpu := &api.CPUStats{Time: now, UsageCoreNanoSeconds: &u.cpu, UsageNanoCores: p.rates.perSecond("cgroup "+path, now.Time, u.cpu)}
 	memory := &api.MemoryStats{Time: now, UsageBytes: &u.memory, WorkingSetBytes: &working,
 		RSSBytes: &u.rss, PageFaults: &u.faults, MajorPageFaults: &u.majorFaults}
@@ -51,6 +47,21 @@ type usage struct {
 	cpu                                    uint64 // nanoseconds
 	memory, limit, inactiveFile, rss, swap uint64 // bytes
 	faults, majorFaults                    uint64
+}
+
+// working is the memory that can't be had back without writing to a disk.
+func (u usage) working() uint64 { return u.memory - min(u.memory, u.inactiveFile) }
+
+func (p *Provider) read(path string) (u usage, err error) {
+	if _, statErr := os.Stat(filepath.Join(p.cfg.Cgroups, "cgroup.controllers")); statErr == nil {
+		u, err = p.readV2(path)
+	} else {
+		u, err = p.readV1(path)
+	}
+	if err != nil {
+		return u, fmt.Errorf("cgroup %s: %w", path, err)
+	}
+	return u, nil
 }
 
 func (p *Provider) readV1(path string) (u usage, err error) {

@@ -132,6 +132,27 @@ func (p *Provider) node(ctx context.Context) (*api.NodeStats, error) {
 	return n, errors.Join(errs[:]...)
 }
 
+// Levels are what the node may run short of: memory, disks and process IDs. They cost little, so they may be asked for often.
+func (p *Provider) Levels(ctx context.Context) (*api.NodeStats, error) {
+	u, err := p.read("/")
+	if err != nil {
+		return nil, err
+	}
+	meminfo, err := p.meminfo()
+	if err != nil {
+		return nil, err
+	}
+	working := u.working()
+	n := &api.NodeStats{NodeName: p.cfg.Node, Memory: &api.MemoryStats{
+		WorkingSetBytes: &working, AvailableBytes: new(meminfo["MemTotal"] - min(meminfo["MemTotal"], working)),
+	}}
+	var errs [3]error
+	n.Fs, errs[0] = fsStats(p.cfg.RootDir)
+	n.Runtime, errs[1] = p.runtime(ctx)
+	n.Rlimit, errs[2] = p.rlimit()
+	return n, errors.Join(errs[:]...)
+}
+
 // runtime are the file systems of images and of containers.
 func (p *Provider) runtime(ctx context.Context) (*api.RuntimeStats, error) {
 	reply, err := p.cfg.Images.ImageFsInfo(ctx, &cri.ImageFsInfoRequest{})

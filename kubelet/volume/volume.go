@@ -16,6 +16,7 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
 // Objects gets what volumes are made of.
@@ -48,6 +49,7 @@ func (e *UnsupportedError) Error() string {
 type Manager struct {
 	cfg    Config
 	tokens tokens
+	usage  measured
 
 	mu   sync.Mutex
 	pods map[types.UID]map[string]made // by volume
@@ -64,7 +66,7 @@ type made struct {
 
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, tokens: tokens{known: map[tokenKey]token{}}, pods: map[types.UID]map[string]made{}}
+	return &Manager{cfg: cfg, tokens: tokens{known: map[tokenKey]token{}}, usage: measured{known: map[string]stats.FsStats{}}, pods: map[types.UID]map[string]made{}}
 }
 
 func (m *Manager) podDir(uid types.UID) string { return filepath.Join(m.cfg.Root, "pods", string(uid)) }
@@ -176,6 +178,7 @@ func (m *Manager) forget(uid types.UID) {
 	delete(m.pods, uid)
 	m.mu.Unlock()
 	m.tokens.forget(uid)
+	m.usage.forget(m.podDir(uid))
 }
 
 // Orphans tears down the volumes of pods that nobody knows.

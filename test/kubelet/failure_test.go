@@ -190,3 +190,34 @@ spec:
 		t.Errorf("reason %s: %s", p.Status.Reason, p.Status.Message)
 	}
 }
+
+// TestDiskLimit evicts a pod whose emptyDir holds more than it may.
+func TestDiskLimit(t *testing.T) {
+	s := begin(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: hoarder}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, "dd if=/dev/zero of=/work/f bs=1024 count=5000; trap exit TERM; while :; do sleep 0.1; done"]
+    volumeMounts: [{name: work, mountPath: /work}]
+  volumes: [{name: work, emptyDir: {sizeLimit: 1Mi}}]
+`)
+	p := &v1.Pod{}
+	s.within(3*patience, "the pod to be evicted", func() error {
+		if p = s.pod("hoarder"); p.Status.Phase != v1.PodFailed {
+			return fmt.Errorf("phase %s", p.Status.Phase)
+		}
+		return nil
+	})
+	if p.Status.Reason != "Evicted" || !strings.Contains(p.Status.Message, `EmptyDir volume "work" exceeds the limit "1Mi"`) {
+		t.Errorf("reason %s: %s", p.Status.Reason, p.Status.Message)
+	}
+	if c := condition(p, v1.DisruptionTarget); c == nil || c.Reason != "TerminationByKubelet" {
+		t.Errorf("DisruptionTarget is %+v", c)
+	}
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+
+	v1 "k8s.io/api/core/v1"
+
+	"github.com/orlop/orlop/kubelet/evict"
+	"github.com/orlop/orlop/kubelet/imagegc"
+	"github.com/orlop/orlop/kubelet/node"
+	"github.com/orlop/orlop/kubelet/stats"
+)
+
+// makeCare makes what takes care of the node: measurements, eviction and the removal of images.
+func (p *parts) makeCare() error {
+	c := p.config
+	p.stats = stats.New(stats.Config{
+		Node: p.name, Runtime: p.runtime, Images: p.runtime.Images, Pods: p.kubelet.Pods, Volumes: p.volumes.Usage, RootDir: p.flags.RootDir,
+		PodLogs: c.PodLogsDir, PodsDir: p.cgroups.PodsPath(), Log: p.log,
+	})
+	p.images = imagegc.New(imagegc.Config{
+		Runtime:     imagegc.Runtime{Images: p.runtime.Images, Containers: p.runtime},
+		HighPercent: int(*c.ImageGCHighThresholdPercent), LowPercent: int(*c.ImageGCLowThresholdPercent),
+		MinAge: c.ImageMinimumGCAge.Duration, MaxAge: c.ImageMaximumGCAge.Duration, Log: p.log,
+		Failed: func(err error) {
+			p.events.Event(node.Reference(p.name), v1.EventTypeWarning, "ImageGCFailed", err.Error())
+		},
+	})
+	hard, err := evict.Parse(c.EvictionHard, nil, c.EvictionMinimumReclaim)
+	if err != nil {
+		return err
+	}
+	soft, err := evict.Parse(c.EvictionSoft, c.EvictionSoftGracePeriod, c.EvictionMinimumReclaim)
+	if err != nil {
+		return err
+	}
+	p.evict = evict.New(evict.Config{
+		Hard: hard, Soft: soft, Transition: c.EvictionPressureTransitionPeriod.Duration, SoftGrace: int64(c.EvictionMaxPodGracePeriod),
+		IsolateDisk: *c.LocalStorageCapacityIsolation, Stats: p.stats, Pods: p.kubelet.RunningPods, End: p.kubelet.End,
+		FreeDisk: func(ctx context.Context) (uint64, error) { return p.images.RemoveUnused(ctx) },
+		Used:     func(of *v1.Pod, volume string) (int64, error) { return p.volumes.Used(of.UID, volume) },
+		Changed:  p.nodeChanged, Log: p.log,
+	})
+	return nil
+}
+
+// nodeChanged has the node's status told at once.
+func (p *parts) nodeChanged() {
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
