@@ -112,7 +112,7 @@ check: prerequisites-build prerequisites-check ## look at the code without runni
 	@GOFLAGS='-buildvcs=false -tags=$(CONMON_TAGS)' go vet ./cmd/orlop-conmon ./conmon/... ./oci/...
 	@$(STEP) "staticcheck" go run $(STATICCHECK) -checks "$(STATICCHECK_CHECKS)" ./...
 	@echo "==> shellcheck"; shellcheck contrib/*.sh .ci/run
-	@echo "==> imports, and generated files"; go test ./internal/arch ./cmd/orlop
+	@echo "==> imports, and generated files"; go test ./internal/arch ./cmd/orlop ./cmd/orlop-kubelet
 
 vuln: ## look for known vulnerabilities that the code reaches, if their database can be reached
 	@if curl -sfo /dev/null --max-time 10 https://vuln.go.dev/index/db.json; then go run $(GOVULNCHECK) ./...; \
@@ -143,16 +143,18 @@ vm: build test-images demo-image ## run the suites that depend on the kernel in 
 	@$(VM_RUN) --timeout 3000 -- contrib/vm-tests.sh $(VM_PACKAGES)
 
 completions docs: ## write completions/, docs/man and contrib/config anew from the commands
-	@go test ./cmd/orlop -run TestGeneratedFiles -count=1 -update
+	@go test ./cmd/orlop ./cmd/orlop-kubelet -run TestGeneratedFiles -count=1 -update
 
 install: ## install below DESTDIR and PREFIX; a configuration or network that is there is kept
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/orlop $(BIN)/orlop-kubelet $(BIN)/orlop-conmon
 	install -D -m 0755 -t $(DESTDIR)/opt/cni/bin $(CNI)/*
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/*.8
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man5 docs/man/*.5
-	install -D -m 0644 completions/orlop.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/orlop
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions completions/_orlop
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d completions/orlop.fish
+	for p in orlop orlop-kubelet; do \
+		install -D -m 0644 completions/$$p.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$p; \
+		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions completions/_$$p; \
+		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d completions/$$p.fish; \
+	done
 	mkdir -p $(DESTDIR)/etc/systemd/system
 	sed 's|/usr/local/bin|$(PREFIX)/bin|' contrib/systemd/orlop.service >$(DESTDIR)/etc/systemd/system/orlop.service
 	ls $(DESTDIR)/etc/cni/net.d/*.conf* >/dev/null 2>&1 || install -D -m 0644 -t $(DESTDIR)/etc/cni/net.d contrib/cni/10-orlop.conflist

@@ -12,7 +12,7 @@ import (
 )
 
 // makeCare makes what takes care of the node: measurements, eviction and the removal of images.
-func (p *parts) makeCare() error {
+func (p *parts) makeCare(context.Context) error {
 	c := p.config
 	p.stats = stats.New(stats.Config{
 		Node: p.name, Runtime: p.runtime, Images: p.runtime.Images, Pods: p.kubelet.Pods, Volumes: p.volumes.Usage, RootDir: p.flags.RootDir,

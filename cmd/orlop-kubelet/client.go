@@ -10,18 +10,22 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
+
+	"github.com/orlop/orlop/kubelet/cert"
 )
 
 // newClient reaches the API server; nil without a kubeconfig.
-func newClient(s settings) (kubernetes.Interface, error) {
+func newClient(ctx context.Context, s settings, node string) (kubernetes.Interface, error) {
 	if s.flags.Kubeconfig == "" {
 		return nil, nil
 	}
-	config, err := clientcmd.BuildConfigFromFlags("", s.flags.Kubeconfig)
+	config, err := cert.Client{
+		Node: node, Kubeconfig: s.flags.Kubeconfig, Bootstrap: s.flags.BootstrapKubeconfig, Dir: s.flags.CertDir,
+		Rotate: s.config.RotateCertificates, Log: s.log,
+	}.Config(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("--kubeconfig: %w", err)
+		return nil, err
 	}
 	config.QPS, config.Burst = float32(*s.config.KubeAPIQPS), int(s.config.KubeAPIBurst)
 	config.UserAgent = "orlop-kubelet/" + version

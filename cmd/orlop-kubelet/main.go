@@ -32,7 +32,7 @@ func newCommand() *cobra.Command {
 	flags := &config.Flags{}
 	level := ""
 	cmd := &cobra.Command{
-		Use:   "orlop kubelet",
+		Use:   "orlop-kubelet",
 		Short: "Keep the pods of this node: a kubelet over any CRI runtime",
 		Long: "Keeps the pods that an API server binds to this node, or that lie in a directory, as their specs want them, over any " +
 			"runtime that serves CRI v1. It reads the configuration of kubelet (KubeletConfiguration) and takes its flags, so it can " +

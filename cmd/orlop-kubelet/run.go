@@ -77,8 +77,8 @@ type followed interface {
 // run keeps the node until ctx ends. Containers go on without it.
 func run(ctx context.Context, s settings) error {
 	p := &parts{settings: s, changed: make(chan struct{}, 1)}
-	for _, make := range []func() error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet, p.makeCare} {
-		if err := make(); err != nil {
+	for _, make := range []func(context.Context) error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet, p.makeCare} {
+		if err := make(ctx); err != nil {
 			return err
 		}
 	}
@@ -108,7 +108,7 @@ func run(ctx context.Context, s settings) error {
 }
 
 // identify finds the node's name and addresses.
-func (p *parts) identify() (err error) {
+func (p *parts) identify(context.Context) (err error) {
 	if p.name, err = util.GetHostname(p.flags.HostnameOverride); err != nil {
 		return fmt.Errorf("node name: %w", err)
 	}
@@ -120,20 +120,20 @@ func (p *parts) identify() (err error) {
 	return err
 }
 
-func (p *parts) connect() (err error) {
+func (p *parts) connect(ctx context.Context) (err error) {
 	c := p.config
 	p.metrics = metrics.New(p.name, func() []*v1.Pod { return p.kubelet.Pods() })
 	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration, p.metrics.Interceptor()); err != nil {
 		return err
 	}
-	if p.client, err = newClient(p.settings); err != nil {
+	if p.client, err = newClient(ctx, p.settings, p.name); err != nil {
 		return err
 	}
 	p.events = newRecorder(p.settings, p.client, p.name)
 	return os.MkdirAll(filepath.Join(p.flags.RootDir, "pods"), 0o750)
 }
 
-func (p *parts) measure() (err error) {
+func (p *parts) measure(context.Context) (err error) {
 	if p.facts, err = machine.Read(p.flags.RootDir); err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (p *parts) measure() (err error) {
 }
 
 // keepObjects follows what pods refer to: at the API server, or beside the manifests of a lone machine.
-func (p *parts) keepObjects() error {
+func (p *parts) keepObjects(context.Context) error {
 	changed := func(uid types.UID) { p.kubelet.Wake(uid) }
 	if p.client != nil {
 		p.objects = objects.FromAPI(p.client, changed)
@@ -163,7 +163,7 @@ func (p *parts) keepObjects() error {
 	return nil
 }
 
-func (p *parts) makeCgroups() (err error) {
+func (p *parts) makeCgroups(context.Context) (err error) {
 	p.cgroups, err = cgroup.New(cgroup.Config{
 		Root: p.config.CgroupRoot, Systemd: p.config.CgroupDriver == "systemd",
 		Disabled: !*p.config.CgroupsPerQOS, PodPids: max(*p.config.PodPidsLimit, 0),
@@ -178,7 +178,7 @@ func (p *parts) makeCgroups() (err error) {
 	return p.cgroups.Start(enforced)
 }
 
-func (p *parts) makeNode() error {
+func (p *parts) makeNode(context.Context) error {
 	c := p.config
 	p.node = node.New(node.Config{
 		Name: p.name, Hostname: p.name, IPs: p.ips, CloudProvider: p.flags.CloudProvider == "external", ProviderID: c.ProviderID,
@@ -215,7 +215,7 @@ func (r runtimeOf) ListImages(ctx context.Context, q *cri.ListImagesRequest) (*c
 	return r.Images.ListImages(ctx, q)
 }
 
-func (p *parts) makeKubelet() error {
+func (p *parts) makeKubelet(context.Context) error {
 	c := p.config
 	spec, err := p.spec()
 	if err != nil {

@@ -65,7 +65,7 @@ func (p *parts) servers(ctx context.Context) ([]func(), error) {
 	if auth == nil {
 		return run, listen("127.0.0.1", c.Port, s.Handler(), nil)
 	}
-	config, err := p.tls()
+	config, err := p.tls(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +92,8 @@ func (p *parts) auth() (*api.Auth, error) {
 	return api.NewAuth(a)
 }
 
-func (p *parts) tls() (*tls.Config, error) {
-	certificate, err := p.servingCertificate()
+func (p *parts) tls(ctx context.Context) (*tls.Config, error) {
+	certificate, err := p.servingCertificate(ctx)
 	if err != nil {
 		return nil, err
 	}

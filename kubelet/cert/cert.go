@@ -1,0 +1,251 @@
+// Package cert gets and renews the certificates of a node: the one by which the API server knows the kubelet, asked for with
+// a bootstrap token at first (TLS bootstrap), and the one that the kubelet API shows.
+package cert
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	certificates "k8s.io/api/certificates/v1"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	"k8s.io/client-go/util/certificate"
+	"k8s.io/client-go/util/connrotation"
+)
+
+// How often it is looked whether there is a new certificate.
+const (
+	firstLooks = 100 * time.Millisecond
+	laterLooks = 10 * time.Second
+)
+
+// Client is how the API server is reached.
+type Client struct {
+	Node       string
+	Kubeconfig string
+	Bootstrap  string // kubeconfig with which a certificate may be asked for; "" without
+	Dir        string // of certificates
+	Rotate     bool   // rotateCertificates: renew the certificate before it expires
+	Log        *slog.Logger
+}
+
+// Config reads the kubeconfig. If that does not exist, a certificate is asked for with the bootstrap kubeconfig, which may
+// wait for somebody to approve the request, and the kubeconfig is written. A certificate that is renewed later is used for
+// all connections from then on. ctx limits all of this, renewals too.
+func (c Client) Config(ctx context.Context) (*rest.Config, error) {
+	if _, err := os.Stat(c.Kubeconfig); errors.Is(err, fs.ErrNotExist) && c.Bootstrap != "" {
+		return c.bootstrap(ctx)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	if !c.Rotate || config.CertFile == "" && len(config.CertData) == 0 {
+		return config, nil
+	}
+	if err := rest.LoadTLSFiles(config); err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	m, _, err := c.manager(ctx, config, config.CertData, config.KeyData)
+	if err != nil {
+		return nil, err
+	}
+	return c.follow(ctx, rest.AnonymousClientConfig(config), m)
+}
+
+// bootstrap asks for the first certificate.
+func (c Client) bootstrap(ctx context.Context) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", c.Bootstrap)
+	if err != nil {
+		return nil, fmt.Errorf("--bootstrap-kubeconfig: %w", err)
+	}
+	m, store, err := c.manager(ctx, config, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	c.Log.Info("asking for a client certificate; somebody may have to approve the request", "node", c.Node)
+	if err := waitFor(ctx, m); err != nil {
+		return nil, err
+	}
+	plain := rest.AnonymousClientConfig(config)
+	if err := writeKubeconfig(c.Kubeconfig, plain, store.CurrentPath()); err != nil {
+		return nil, err
+	}
+	return c.follow(ctx, plain, m)
+}
+
+// waitFor waits until there is a certificate.
+func waitFor(ctx context.Context, m certificate.Manager) error {
+	ticker := time.NewTicker(firstLooks)
+	defer ticker.Stop()
+	for m.Current() == nil {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no certificate was given: %w", ctx.Err())
+		case <-ticker.C:
+		}
+	}
+	return nil
+}
+
+// store is what certificates are kept in, with the path of the current one.
+type store interface {
+	certificate.Store
+	CurrentPath() string
+}
+
+// manager asks for client certificates: with base's credentials for the first one, and with each for the next.
+func (c Client) manager(ctx context.Context, base *rest.Config, certPEM, keyPEM []byte) (certificate.Manager, store, error) {
+	s, err := certificate.NewFileStore("kubelet-client", c.Dir, c.Dir, "", "")
+	if err != nil {
+		return nil, nil, fmt.Errorf("store of certificates: %w", err)
+	}
+	m, err := certificate.NewManager(&certificate.Config{
+		Ctx: &ctx, CertificateStore: s, SignerName: certificates.KubeAPIServerClientKubeletSignerName,
+		Template:                &x509.CertificateRequest{Subject: subject(c.Node)},
+		Usages:                  []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageClientAuth},
+		BootstrapCertificatePEM: certPEM, BootstrapKeyPEM: keyPEM,
+		ClientsetFn: func(current *tls.Certificate) (kubernetes.Interface, error) {
+			if current == nil {
+				return kubernetes.NewForConfig(base)
+			}
+			config, _, err := withCertificate(rest.AnonymousClientConfig(base), func() *tls.Certificate { return current })
+			if err != nil {
+				return nil, err
+			}
+			return kubernetes.NewForConfig(config)
+		},
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("client certificate: %w", err)
+	}
+	m.Start()
+	context.AfterFunc(ctx, m.Stop)
+	return m, s, nil
+}
+
+func subject(node string) pkix.Name {
+	return pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}}
+}
+
+// follow makes a config whose connections use the manager's certificate. When that is renewed, connections with the old one
+// are closed, since they would go on with it.
+func (c Client) follow(ctx context.Context, plain *rest.Config, m certificate.Manager) (*rest.Config, error) {
+	config, dialer, err := withCertificate(plain, m.Current)
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		ticker := time.NewTicker(laterLooks)
+		defer ticker.Stop()
+		last := m.Current()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+			}
+			if now := m.Current(); now != last {
+				c.Log.Info("client certificate renewed")
+				last = now
+				dialer.CloseAll()
+			}
+		}
+	}()
+	return config, nil
+}
+
+// withCertificate lets connections of a config without credentials show a certificate.
+func withCertificate(plain *rest.Config, current func() *tls.Certificate) (*rest.Config, *connrotation.Dialer, error) {
+	tlsConfig, err := rest.TLSConfigFor(plain)
+	if err != nil {
+		return nil, nil, err
+	}
+	if tlsConfig == nil {
+		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	tlsConfig.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if c := current(); c != nil {
+			return c, nil
+		}
+		return &tls.Certificate{}, nil
+	}
+	dialer := connrotation.NewDialer((&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext)
+	config := rest.CopyConfig(plain)
+	config.Transport = utilnet.SetTransportDefaults(&http.Transport{
+		Proxy: http.ProxyFromEnvironment, TLSHandshakeTimeout: 10 * time.Second, TLSClientConfig: tlsConfig,
+		MaxIdleConnsPerHost: 25, DialContext: dialer.DialContext,
+	})
+	config.TLSClientConfig = rest.TLSClientConfig{} // it is in the transport
+	return config, dialer, nil
+}
+
+// writeKubeconfig writes what reaches the API server with the certificate in a file, for this program when it starts again
+// and for people.
+func writeKubeconfig(path string, plain *rest.Config, certFile string) error {
+	const name = "default"
+	c := clientcmdapi.Config{
+		Clusters: map[string]*clientcmdapi.Cluster{name: {
+			Server: plain.Host, InsecureSkipTLSVerify: plain.Insecure, CertificateAuthority: plain.CAFile, CertificateAuthorityData: plain.CAData,
+		}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{name: {ClientCertificate: certFile, ClientKey: certFile}},
+		Contexts:       map[string]*clientcmdapi.Context{name: {Cluster: name, AuthInfo: name}},
+		CurrentContext: name,
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("--kubeconfig: %w", err)
+	}
+	if err := clientcmd.WriteToFile(c, path); err != nil {
+		return fmt.Errorf("--kubeconfig: %w", err)
+	}
+	return nil
+}
+
+// Serving is the certificate of the kubelet API, asked for at the API server (serverTLSBootstrap).
+type Serving struct {
+	Node   string
+	IPs    []net.IP
+	Dir    string
+	Client kubernetes.Interface
+}
+
+// Get asks for the certificate, which somebody must approve, and renews it until ctx ends. Until there is one, handshakes
+// fail.
+func (s Serving) Get(ctx context.Context) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
+	store, err := certificate.NewFileStore("kubelet-server", s.Dir, s.Dir, "", "")
+	if err != nil {
+		return nil, fmt.Errorf("store of certificates: %w", err)
+	}
+	m, err := certificate.NewManager(&certificate.Config{
+		Ctx: &ctx, CertificateStore: store, SignerName: certificates.KubeletServingSignerName,
+		Template:    &x509.CertificateRequest{Subject: subject(s.Node), DNSNames: []string{s.Node}, IPAddresses: slices.Clone(s.IPs)},
+		Usages:      []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageServerAuth},
+		ClientsetFn: func(*tls.Certificate) (kubernetes.Interface, error) { return s.Client, nil },
+	})
+	if err != nil {
+		return nil, fmt.Errorf("serving certificate: %w", err)
+	}
+	m.Start()
+	context.AfterFunc(ctx, m.Stop)
+	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if c := m.Current(); c != nil {
+			return c, nil
+		}
+		return nil, errors.New("no serving certificate yet; approve the node's request, see `kubectl get csr`")
+	}, nil
+}
