@@ -49,7 +49,9 @@ func TestBootstrap(t *testing.T) {
 		t.Skip("the real kubelet's own, which needs another cgroup and more ports")
 	}
 	s := begin(t)
-	s.apply(bootstrapRules)
+	if _, err := s.tryKubectl(bootstrapRules, "-n", "kube-system", "apply", "-f", "-"); err != nil {
+		t.Fatal(err)
+	}
 	if err := control.AddToken("joining", token); err != nil {
 		t.Fatal(err)
 	}
