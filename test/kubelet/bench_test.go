@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,7 +122,8 @@ func each(b *testing.B, count int, w watch.Interface, do func(name string) error
 				mu.Unlock()
 			}
 		case <-limit:
-			b.Fatalf("%d of %d pods within 3 minutes", len(took), count)
+			out, _ := exec.Command(control.Bin.Kubectl, "--kubeconfig", control.Kubeconfig("admin"), "get", "pods", "-A", "-o", "wide").CombinedOutput()
+			b.Fatalf("%d of %d pods within 3 minutes\n%s", len(took), count, out)
 		}
 	}
 	all.Wait()

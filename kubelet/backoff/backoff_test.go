@@ -1,0 +1,40 @@
+package backoff
+
+import (
+	"testing"
+	"time"
+)
+
+func TestDelays(t *testing.T) {
+	d := New(10*time.Second, 5*time.Minute)
+	at := time.Unix(1_800_000_000, 0)
+	if left := d.Left("u", "c", at, at); left != 0 {
+		t.Errorf("before any failure: %s", left)
+	}
+	for i, want := range []time.Duration{10, 20, 40, 80, 160, 300, 300} {
+		if got := d.Failed("u", "c", at); got != want*time.Second {
+			t.Errorf("failure %d: %s, want %s", i, got, want*time.Second)
+		}
+		at = at.Add(time.Minute)
+	}
+	if left := d.Left("u", "c", at, at.Add(100*time.Second)); left != 200*time.Second {
+		t.Errorf("100 s into 300: %s left", left)
+	}
+	if left := d.Left("u", "c", at, at.Add(301*time.Second)); left != 0 {
+		t.Errorf("after 301 s: %s left", left)
+	}
+	if left := d.Left("u", "other", at, at); left != 0 {
+		t.Errorf("another container: %s", left)
+	}
+	later := at.Add(11 * time.Minute)
+	if left := d.Left("u", "c", later, later); left != 0 {
+		t.Errorf("it did well for 11 min, and must wait %s", left)
+	}
+	if got := d.Failed("u", "c", later); got != 10*time.Second {
+		t.Errorf("it did well for 11 min, and begins with %s", got)
+	}
+	d.Forget("u")
+	if got := d.Failed("u", "c", later); got != 10*time.Second {
+		t.Errorf("a forgotten pod begins with %s", got)
+	}
+}

@@ -1,0 +1,129 @@
+package image
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	v1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/record"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+func TestCovers(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, image string
+		want           bool
+	}{
+		{"example.com", "example.com/a/b:1", true},
+		{"https://example.com", "example.com/a", true},
+		{"example.com/a", "example.com/a/b", true},
+		{"example.com/b", "example.com/a/b", false},
+		{"*.example.com", "eu.example.com/a", true},
+		{"*.example.com", "example.com/a", false},
+		{"*.example.com", "x.eu.example.com/a", false},
+		{"example.com:5000", "example.com:5000/a", true},
+		{"example.com", "example.com:5000/a", false},
+		{"https://index.docker.io/v1/", "nginx", true},
+		{"docker.io", "library/nginx", true},
+		{"docker.io", "localhost/nginx", false},
+		{"example.com", "evil.com/example.com/a", false},
+	} {
+		if got := covers(tt.pattern, tt.image); got != tt.want {
+			t.Errorf("covers(%q, %q) = %v", tt.pattern, tt.image, got)
+		}
+	}
+}
+
+type secrets map[string]*v1.Secret
+
+func (s secrets) Secret(_ context.Context, _, name string) (*v1.Secret, error) {
+	if found := s[name]; found != nil {
+		return found, nil
+	}
+	return nil, errors.New("not there")
+}
+
+func TestCredentials(t *testing.T) {
+	p := &v1.Pod{Spec: v1.PodSpec{ImagePullSecrets: []v1.LocalObjectReference{{Name: "new"}, {Name: "old"}, {Name: "absent"}}}}
+	found, err := credentials(t.Context(), secrets{
+		"new": {Data: map[string][]byte{v1.DockerConfigJsonKey: []byte(`{"auths":{"example.com":{"auth":"dXNlcjpwYTpzcw=="},"example.com/team":{"username":"t","password":"p"},"other":{"username":"x"}}}`)}},
+		"old": {Data: map[string][]byte{v1.DockerConfigKey: []byte(`{"*.com":{"username":"wild","password":"w"}}`)}},
+	}, p, "example.com/team/app:1")
+	if err == nil {
+		t.Error("a secret that is not there was not told")
+	}
+	if len(found) != 3 || found[0].Username != "t" || found[1].Username != "user" || found[1].Password != "pa:ss" || found[2].Username != "wild" {
+		t.Errorf("%v", found)
+	}
+}
+
+// service is a fake image service.
+type service struct {
+	cri.ImageServiceClient
+	present map[string]bool
+	fail    error
+	pulls   []*cri.AuthConfig
+}
+
+func (s *service) ImageStatus(_ context.Context, r *cri.ImageStatusRequest, _ ...grpc.CallOption) (*cri.ImageStatusResponse, error) {
+	if !s.present[r.Image.Image] {
+		return &cri.ImageStatusResponse{}, nil
+	}
+	return &cri.ImageStatusResponse{Image: &cri.Image{Id: "id of " + r.Image.Image}}, nil
+}
+
+func (s *service) PullImage(_ context.Context, r *cri.PullImageRequest, _ ...grpc.CallOption) (*cri.PullImageResponse, error) {
+	s.pulls = append(s.pulls, r.Auth)
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	s.present[r.Image.Image] = true
+	return &cri.PullImageResponse{}, nil
+}
+
+func TestEnsure(t *testing.T) {
+	s := &service{present: map[string]bool{}}
+	p := New(Config{Images: s, Secrets: secrets{}, Events: record.NewFakeRecorder(100)})
+	pod := &v1.Pod{}
+	pod.UID = "u"
+	get := func(policy v1.PullPolicy) (string, string) {
+		found, err := p.Ensure(t.Context(), Request{Pod: pod, About: pod, Name: "example.com/a", Policy: policy})
+		var problem *Problem
+		if errors.As(err, &problem) {
+			return "", problem.Reason
+		}
+		return found.GetId(), ""
+	}
+	if _, reason := get(v1.PullNever); reason != "ErrImageNeverPull" {
+		t.Errorf("Never: %s", reason)
+	}
+	s.fail = status.Error(codes.Unknown, "no such tag")
+	if _, reason := get(v1.PullIfNotPresent); reason != "ErrImagePull" {
+		t.Errorf("a pull that fails: %s", reason)
+	}
+	s.fail = nil
+	if _, reason := get(v1.PullIfNotPresent); reason != "ImagePullBackOff" || len(s.pulls) != 1 {
+		t.Errorf("at once again: %s after %d pulls", reason, len(s.pulls))
+	}
+	p.Forget("u")
+	if id, reason := get(v1.PullIfNotPresent); id != "id of example.com/a:latest" {
+		t.Errorf("a pull: %q, %s", id, reason)
+	}
+	get(v1.PullIfNotPresent)
+	if len(s.pulls) != 2 {
+		t.Errorf("IfNotPresent pulled what is there: %d pulls", len(s.pulls))
+	}
+	get(v1.PullAlways)
+	if len(s.pulls) != 3 {
+		t.Errorf("Always did not pull: %d pulls", len(s.pulls))
+	}
+	p.Forget("u")
+	s.fail = status.Error(codes.Unavailable, "RegistryUnavailable: connection refused")
+	if _, reason := get(v1.PullAlways); reason != "RegistryUnavailable" {
+		t.Errorf("a registry that is away: %s", reason)
+	}
+}
