@@ -2,6 +2,7 @@
 package child
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -75,60 +76,6 @@ func Ended(pidfd *os.File) error {
 	})
 }
 
-// StatusOf learns the end of a process that is not our child and has ended. Since Linux 6.15 its pidfd keeps it, from
-// the moment in which its parent reaps it (ioctl_pidfd(2), PIDFD_INFO_EXIT); until then it is somebody's zombie. On
-// older kernels there is only the zombie; if that is missed, the exit is unknown.
-func StatusOf(pidfd *os.File, pid int) conmon.Exit {
-	if ws, ok := pidfdStatus(pidfd); ok {
-		return conmon.DecodeWaitStatus(ws)
-	}
-	if ws, ok := zombieStatus(pid); ok {
-		return conmon.DecodeWaitStatus(ws)
-	}
-	if ws, ok := pidfdStatus(pidfd); ok { // it was reaped between the two
-		return conmon.DecodeWaitStatus(ws)
-	}
-	return conmon.UnknownExit()
-}
-
-// pidfdInfo is struct pidfd_info of <linux/pidfd.h> in its first version.
-type pidfdInfo struct {
-	mask, cgroup    uint64
-	pid, tgid, ppid uint32
-	credentials     [8]uint32
-	exitCode        int32
-}
-
-const (
-	pidfdInfoExit = 1 << 3
-	pidfdGetInfo  = 0xc040ff0b // _IOWR(0xFF, 11, 64 bytes)
-)
-
-func pidfdStatus(pidfd *os.File) (unix.WaitStatus, bool) {
-	info := pidfdInfo{mask: pidfdInfoExit}
-	raw, err := pidfd.SyscallConn()
-	if err != nil {
-		return 0, false
-	}
-	var errno unix.Errno
-	err = raw.Control(func(fd uintptr) {
-		_, _, errno = unix.Syscall(unix.SYS_IOCTL, fd, pidfdGetInfo, uintptr(unsafe.Pointer(&info)))
-	})
-	if err != nil || errno != 0 || info.mask&pidfdInfoExit == 0 {
-		return 0, false
-	}
-	return unix.WaitStatus(uint32(info.exitCode)), true
-}
-
-func zombieStatus(pid int) (unix.WaitStatus, bool) {
-	f, err := statFields(pid)
-	if err != nil || len(f) < 50 || f[0] != "Z" {
-		return 0, false
-	}
-	code, err := strconv.Atoi(f[49]) // field 52 of proc_pid_stat(5)
-	return unix.WaitStatus(uint32(code)), err == nil
-}
-
 // Parent returns the parent of a process.
 func Parent(pid int) (int, error) {
 	f, err := statFields(pid)
@@ -140,20 +87,23 @@ func Parent(pid int) (int, error) {
 
 // statFields are those of proc_pid_stat(5) from the third on: the second may hold anything.
 func statFields(pid int) ([]string, error) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	data, err := os.ReadFile(statPath(pid))
 	if err != nil {
 		return nil, err
 	}
-	_, rest, ok := strings.Cut(string(data), ") ")
-	for ok { // a name may hold ") "
-		var more string
-		if _, more, ok = strings.Cut(rest, ") "); ok {
-			rest = more
-		}
-	}
-	f := strings.Fields(rest)
+	f := parseStat(data)
 	if len(f) < 2 {
-		return nil, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(f))
+		return nil, fmt.Errorf("%s: %d fields", statPath(pid), len(f))
 	}
 	return f, nil
+}
+
+func statPath(pid int) string { return "/proc/" + strconv.Itoa(pid) + "/stat" }
+
+func parseStat(data []byte) []string {
+	end := bytes.LastIndex(data, []byte(") ")) // a name may hold it, too
+	if end < 0 {
+		return nil
+	}
+	return strings.Fields(string(data[end+2:]))
 }

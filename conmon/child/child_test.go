@@ -1,11 +1,15 @@
 package child
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // start runs a shell that nobody waits for but the test.
@@ -32,8 +36,13 @@ func TestPeekLeavesTheZombie(t *testing.T) {
 		if err := Ended(pidfd); err != nil {
 			t.Fatal(err)
 		}
-		if exit := StatusOf(pidfd, pid); exit.Code != tt.code || exit.Signal != tt.signal || exit.Unknown {
-			t.Errorf("%s: StatusOf the zombie: %+v", tt.script, exit)
+		foreign, err := OpenForeign(pidfd, pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer foreign.close()
+		if exit := foreign.exit(); exit.Code != tt.code || exit.Signal != tt.signal || exit.Unknown {
+			t.Errorf("%s: exit of the zombie: %+v", tt.script, exit)
 		}
 		for range 2 {
 			got, exit, err := PeekFD(int(pidfd.Fd()))
@@ -45,9 +54,34 @@ func TestPeekLeavesTheZombie(t *testing.T) {
 		if _, _, err := PeekFD(int(pidfd.Fd())); err != unix.ECHILD {
 			t.Errorf("%s: after Reap: %v", tt.script, err)
 		}
-		exit := StatusOf(pidfd, pid) // the pidfd keeps it since Linux 6.15
-		if !exit.Unknown && exit.Code != tt.code {
-			t.Errorf("%s: StatusOf what was reaped: %+v", tt.script, exit)
+		exit := foreign.exit() // the pidfd keeps it since Linux 6.15
+		if !exit.Unknown && exit.Code != tt.code || exit.Unknown && kernel.Has(kernel.Version(6, 15)) {
+			t.Errorf("%s: exit of what was reaped: %+v", tt.script, exit)
+		}
+	}
+}
+
+// Processes that end together, and in another order than they are watched, are each told with their own code.
+func TestWatch(t *testing.T) {
+	var all []Foreign
+	for i := range 20 {
+		pid, pidfd := start(t, fmt.Sprintf("sleep 0.%d; exit %d", 9-i%10, i))
+		t.Cleanup(func() { Reap(pid) })
+		f, err := OpenForeign(pidfd, pid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	codes := map[int]int{}
+	done := make(chan error)
+	go func() { done <- Watch(all, func(i int, exit conmon.Exit) { codes[i] = exit.Code }) }()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for i := range all {
+		if code, ok := codes[i]; !ok || code != i {
+			t.Errorf("process %d: told %v, code %d", i, ok, code)
 		}
 	}
 }
