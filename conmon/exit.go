@@ -1,13 +1,11 @@
 package conmon
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -47,13 +45,12 @@ func UnknownExit() Exit {
 }
 
 // RecordExit writes down how a container ended, durably: it survives a power cut once this has returned. The first
-// record of a container counts, and is returned. oomPath is for [OOMKilled].
-func RecordExit(dir, id string, e Exit, oomPath string) (Exit, error) {
+// record of a container counts, and is returned.
+func RecordExit(dir, id string, e Exit, oom OOM) (Exit, error) {
+	e.OOMKilled = oom.killed(e) // first: its cgroup may be removed any moment
 	if have, err := ReadExit(dir, id); err == nil && have != nil {
 		return *have, nil
 	}
-	// A process that lost a child to the kernel and still succeeded was not killed.
-	e.OOMKilled = e.Code != 0 && OOMKilled(oomPath)
 	return e, writeExit(dir, id, e)
 }
 
@@ -118,25 +115,6 @@ func RemoveExit(dir, id string) error {
 		return fmt.Errorf("exit record: %w", err)
 	}
 	return nil
-}
-
-// OOMKilled tells whether the kernel killed for lack of memory in a cgroup; path is its memory.events (v2) or
-// memory.oom_control (v1, since Linux 4.13): both have a line "oom_kill N".
-func OOMKilled(path string) bool {
-	if path == "" {
-		return false
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return false
-	}
-	for line := range bytes.Lines(data) {
-		if n, ok := bytes.CutPrefix(line, []byte("oom_kill ")); ok {
-			count, err := strconv.ParseUint(string(bytes.TrimSpace(n)), 10, 64)
-			return err == nil && count > 0
-		}
-	}
-	return false
 }
 
 func syncDir(path string) error {

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/conmon/child"
 )
 
@@ -24,9 +25,9 @@ type Handoff struct {
 
 // Held is a [Hold] with descriptor numbers.
 type Held struct {
-	Pid     int            `json:"pid,omitempty"`
-	OOMPath string         `json:"oomPath,omitempty"`
-	Files   map[string]int `json:"files"`
+	Pid   int            `json:"pid,omitempty"`
+	OOM   conmon.OOM     `json:"oom,omitzero"`
+	Files map[string]int `json:"files"`
 }
 
 const handoffEnv = "ORLOP_CONMON_HANDOFF" // the number of a descriptor to read a Handoff from
@@ -89,7 +90,7 @@ func (k *keeper) takeOver(h *Handoff) error {
 	k.lock = os.NewFile(uintptr(h.Lock), "lock")
 	k.listener = os.NewFile(uintptr(h.Listener), "listener")
 	for id, c := range h.Held {
-		held := &holding{pid: c.Pid, oom: c.OOMPath, files: map[string]*os.File{}}
+		held := &holding{pid: c.Pid, oom: c.OOM, files: map[string]*os.File{}}
 		for name, fd := range c.Files {
 			if err := inherit(fd, false); err != nil {
 				return err
@@ -97,34 +98,42 @@ func (k *keeper) takeOver(h *Handoff) error {
 			held.files[name] = os.NewFile(uintptr(fd), name)
 		}
 		k.held[id] = held
-		k.watchForeign(id, held)
 	}
+	k.watchForeign()
 	return nil
 }
 
-// watchForeign waits for a container that had fallen to the keeper which is gone now, and so to a process above us.
-func (k *keeper) watchForeign(id string, c *holding) {
-	pidfd := c.files["pidfd"]
-	if c.pid == 0 || pidfd == nil {
-		return
-	}
-	if parent, err := child.Parent(c.pid); err == nil && parent == os.Getpid() {
-		return
-	}
-	own, err := duplicate(pidfd)
-	if err != nil {
-		k.log.Error("container can't be watched", "container", id, "err", err)
-		return
+// watchForeign waits for containers that had fallen to the keeper which is gone now, and so to a process above us.
+func (k *keeper) watchForeign() {
+	var ids []string
+	var processes []child.Foreign
+	for id, c := range k.held {
+		pidfd := c.files["pidfd"]
+		if c.pid == 0 || pidfd == nil {
+			continue
+		}
+		if parent, err := child.Parent(c.pid); err == nil && parent == os.Getpid() {
+			continue
+		}
+		f, err := child.OpenForeign(pidfd, c.pid)
+		if err != nil {
+			k.log.Error("container can't be watched", "container", id, "err", err)
+			continue
+		}
+		ids, processes = append(ids, id), append(processes, f)
 	}
 	go func() {
-		defer own.Close()
-		if err := child.Ended(own); err != nil {
-			return
-		}
-		if err := k.ended(id, child.StatusOf(own, c.pid)); err != nil {
-			k.log.Error("exit is not recorded", "container", id, "err", err)
+		err := child.Watch(processes, func(i int, exit conmon.Exit) { go k.foreignEnded(ids[i], exit) })
+		if err != nil {
+			k.log.Error("containers can't be watched", "containers", ids, "err", err)
 		}
 	}()
+}
+
+func (k *keeper) foreignEnded(id string, exit conmon.Exit) {
+	if err := k.ended(id, exit); err != nil {
+		k.log.Error("exit is not recorded", "container", id, "err", err)
+	}
 }
 
 func inherit(fd int, yes bool) error {

@@ -56,7 +56,7 @@ type keeper struct {
 // holding is what is held for one container.
 type holding struct {
 	pid   int
-	oom   string // see conmon.OOMKilled
+	oom   conmon.OOM
 	files map[string]*os.File
 	ended bool
 }
@@ -199,7 +199,7 @@ func (k *keeper) hold(m *wire.Message) error {
 	}
 	var early *conmon.Exit
 	if h.Pid != 0 {
-		c.pid, c.oom = h.Pid, h.OOMPath
+		c.pid, c.oom = h.Pid, h.OOM
 		if s, ok := k.strays[h.Pid]; ok {
 			early = &s.exit
 			delete(k.strays, h.Pid)
@@ -257,7 +257,7 @@ func (k *keeper) take(m *wire.Message) (any, []*os.File, error) {
 	if c == nil {
 		return nil, nil, fmt.Errorf("nothing is held for %q", id)
 	}
-	h := Hold{ID: id, Pid: c.pid, OOMPath: c.oom}
+	h := Hold{ID: id, Pid: c.pid, OOM: c.oom}
 	var files []*os.File
 	for name, f := range c.files {
 		dup, err := duplicate(f) // sending closes it

@@ -1,6 +1,10 @@
 package keeper
 
-import "path/filepath"
+import (
+	"path/filepath"
+
+	"github.com/orlop/orlop/conmon"
+)
 
 // What the worker asks of the keeper, and what the keeper tells it.
 const (
@@ -17,8 +21,8 @@ type Hold struct {
 	ID    string   `json:"id"`
 	Names []string `json:"names,omitempty"`
 	// Pid is the container's first process, once it exists.
-	Pid     int    `json:"pid,omitempty"`
-	OOMPath string `json:"oomPath,omitempty"`
+	Pid int        `json:"pid,omitempty"`
+	OOM conmon.OOM `json:"oom,omitzero"`
 }
 
 // Drop closes one descriptor, or without a name all of a container's and forgets it.

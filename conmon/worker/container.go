@@ -33,19 +33,20 @@ type record struct {
 	// CgroupsPath is for cleaning up what was never whole; Cgroups are the directories once it is.
 	CgroupsPath string            `json:"cgroupsPath"`
 	Cgroups     map[string]string `json:"cgroups,omitempty"`
+	OOM         conmon.OOM        `json:"oom,omitzero"`
 	SharesPIDs  bool              `json:"sharesPids,omitempty"`
 	Process     *rspec.Process    `json:"process"` // what an exec takes its user, environment and rights from
 }
 
-// oomPath is the file for [conmon.OOMKilled].
-func (r *record) oomPath() string {
-	if base := runtime.Unified(r.Cgroups); base != "" {
-		return filepath.Join(base, "memory.events")
+// watchOOM finds out where the container's cgroups count.
+func watchOOM(cgroups map[string]string) conmon.OOM {
+	if dir := runtime.Unified(cgroups); dir != "" {
+		return conmon.WatchOOM(dir)
 	}
-	if base, ok := r.Cgroups["memory"]; ok {
-		return filepath.Join(base, "memory.oom_control")
+	if dir, ok := cgroups["memory"]; ok {
+		return conmon.OOM{Path: filepath.Join(dir, "memory.oom_control")}
 	}
-	return ""
+	return conmon.OOM{}
 }
 
 func (w *Worker) recordDir() string            { return filepath.Join(w.cfg.RunDir, "records") }
@@ -97,7 +98,7 @@ type container struct {
 	endOnce sync.Once
 
 	// Written once, before anybody else sees the container whole.
-	oomPath    string
+	oom        conmon.OOM
 	sharesPIDs bool
 	stdinOnce  bool
 	slot       int
@@ -148,7 +149,7 @@ func (c *container) file(name string) *os.File {
 
 // held is what a keeper must know: for the case that this process becomes it.
 func (c *container) held() keeper.Held {
-	h := keeper.Held{Pid: int(c.pid.Load()), OOMPath: c.oomPath, Files: map[string]int{}}
+	h := keeper.Held{Pid: int(c.pid.Load()), OOM: c.oom, Files: map[string]int{}}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name, f := range c.files {
@@ -162,7 +163,7 @@ func (c *container) held() keeper.Held {
 // hold has the keeper hold what the container holds. Without a keeper that is not an error: this process is about to
 // become it.
 func (w *Worker) hold(c *container, names ...string) error {
-	h := keeper.Hold{ID: c.id, Names: names, Pid: int(c.pid.Load()), OOMPath: c.oomPath}
+	h := keeper.Hold{ID: c.id, Names: names, Pid: int(c.pid.Load()), OOM: c.oom}
 	files := make([]*os.File, len(names))
 	for i, name := range names {
 		files[i] = c.file(name)

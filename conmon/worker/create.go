@@ -210,7 +210,7 @@ func (m *making) run() error {
 	if err != nil {
 		return err
 	}
-	m.record.Pid, m.record.Cgroups = made.Pid, made.Cgroups
+	m.record.Pid, m.record.Cgroups, m.record.OOM = made.Pid, made.Cgroups, watchOOM(made.Cgroups)
 	if err := m.saveRecord(m.record); err != nil {
 		return err
 	}
@@ -228,7 +228,7 @@ func (m *making) run() error {
 		return err
 	}
 	m.put(filePidfd, pidfd)
-	m.oomPath = m.record.oomPath()
+	m.oom = m.record.OOM
 	m.pid.Store(int32(made.Pid))
 	if m.master != nil {
 		return m.hold(m.container, filePidfd, fileConsole)

@@ -29,7 +29,7 @@ func (w *Worker) watch(c *container) {
 		w.log.Error("exit status is lost", "container", c.id, "err", err)
 		exit = conmon.UnknownExit()
 	}
-	exit, err = conmon.RecordExit(w.cfg.ExitDir, c.id, exit, c.oomPath)
+	exit, err = conmon.RecordExit(w.cfg.ExitDir, c.id, exit, c.oom)
 	if err != nil { // the disk may be full: it stays a zombie, and whoever comes next tries again
 		w.log.Error("exit is not recorded", "container", c.id, "code", exit.Code, "err", err)
 	} else {

@@ -134,7 +134,7 @@ func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
 		return w.removeRecord(r.ID)
 	}
 	c := newContainer(r.ID)
-	c.slot, c.stdinOnce, c.sharesPIDs, c.oomPath = r.LogSlot, r.StdinOnce, r.SharesPIDs, r.oomPath()
+	c.slot, c.stdinOnce, c.sharesPIDs, c.oom = r.LogSlot, r.StdinOnce, r.SharesPIDs, r.OOM
 	for name, f := range t.files {
 		c.files[name] = f
 	}
@@ -192,7 +192,7 @@ func (w *Worker) findExit(ctx context.Context, c *container, t taken) (*conmon.E
 		return exit, err
 	}
 	if t.pid == 0 && !w.runtime.Alive(c.id) {
-		lost, err := conmon.RecordExit(w.cfg.ExitDir, c.id, conmon.UnknownExit(), c.oomPath)
+		lost, err := conmon.RecordExit(w.cfg.ExitDir, c.id, conmon.UnknownExit(), c.oom)
 		return &lost, err
 	}
 	return nil, nil
