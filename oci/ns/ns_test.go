@@ -65,6 +65,7 @@ func TestCreate(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = Delete(t.Context(), dir) })
 			check(t, dir)
+			checkQueues(t, dir, rootOf(o.UIDs))
 			before := inode(t, filepath.Join(dir, "net"))
 			if err := Create(t.Context(), o); err != nil || inode(t, filepath.Join(dir, "net")) != before {
 				t.Errorf("a repeat made others: %v", err)
@@ -109,6 +110,26 @@ func check(t *testing.T, dir string) {
 			return nil
 		}
 		return c.Close()
+	})
+}
+
+// checkQueues looks at the directory of message queues, as the root of the namespace may change its label.
+func checkQueues(t *testing.T, dir string, owner uint32) {
+	t.Helper()
+	in(t, dir, func() error {
+		fd, err := queues()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return err
+		}
+		if st.Uid != owner || st.Gid != owner {
+			t.Errorf("message queues belong to %d:%d; want %d", st.Uid, st.Gid, owner)
+		}
+		return nil
 	})
 }
 

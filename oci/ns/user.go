@@ -25,7 +25,7 @@ func (o Options) createOwned(wanted []kind, flags int) error {
 		from := filepath.Join("/proc", strconv.Itoa(child.Pid), "ns")
 		err = enter(wanted, from)
 		if err == nil {
-			err = errors.Join(o.setUp(), o.writeSysctls(o.asRootOf(wanted, from)), o.pin(wanted, from))
+			err = errors.Join(o.setUp(), o.ownQueues(), o.writeSysctls(o.asRootOf(wanted, from)), o.pin(wanted, from))
 		}
 		_ = child.Kill()
 		_, werr := child.Wait()
@@ -88,6 +88,38 @@ func enter(wanted []kind, from string) error {
 	return nil
 }
 
+// ownQueues gives the directory of an IPC namespace's message queues to the root of the user namespace. It belongs to
+// whoever cloned the namespace, which is the root of the node, and so nobody inside could change its SELinux label.
+func (o Options) ownQueues() error {
+	if !o.IPC {
+		return nil
+	}
+	dir, err := queues()
+	if err != nil {
+		return fmt.Errorf("message queues: %w", err)
+	}
+	defer unix.Close(dir)
+	err = unix.Fchownat(dir, "", int(rootOf(o.UIDs)), int(rootOf(o.GIDs)), unix.AT_EMPTY_PATH)
+	if err != nil {
+		return fmt.Errorf("message queues: %w", os.NewSyscallError("fchownat", err))
+	}
+	return nil
+}
+
+// queues opens the directory of the message queues of this thread's IPC namespace, by a mount that is nowhere.
+func queues() (int, error) {
+	fs, err := unix.Fsopen("mqueue", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, os.NewSyscallError("fsconfig", err)
+	}
+	dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	return dir, os.NewSyscallError("fsmount", err)
+}
+
 // asRootOf returns a way to act as the root of the new user namespace, in the others. Since Linux 6.10 the kernel lets
 // nobody else write sysctls of an IPC namespace, not even the root of the node; before, nobody but that one. It takes a
 // thread of its own: the change of the user takes its capabilities away.
@@ -102,7 +134,7 @@ func (o Options) asRootOf(wanted []kind, from string) func(func() error) error {
 			}
 			const unchanged = ^uintptr(0)
 			// The bare system call, because the library's changes all threads of the process.
-			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, unchanged, uintptr(o.rootUID()), unchanged); errno != 0 {
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, unchanged, uintptr(rootOf(o.UIDs)), unchanged); errno != 0 {
 				return os.NewSyscallError("setresuid", errno)
 			}
 			return f()
@@ -110,8 +142,9 @@ func (o Options) asRootOf(wanted []kind, from string) func(func() error) error {
 	}
 }
 
-func (o Options) rootUID() uint32 {
-	for _, m := range o.UIDs {
+// rootOf is the node's ID of a namespace's root.
+func rootOf(maps []IDMap) uint32 {
+	for _, m := range maps {
 		if m.ContainerID == 0 {
 			return m.HostID
 		}
