@@ -91,7 +91,11 @@ func (s *Server) describe(b *build) func(context.Context, *container) error {
 				return "", err
 			}
 			images[index] = img.ID
-			return s.Storage.MountImage(ctx, img.ID, volumeHolder(c.id, index))
+			shared, err := label.Shared(in.MountLabel) // its mount is that of other pods, too
+			if err != nil {
+				return "", err
+			}
+			return s.Storage.MountImage(ctx, img.ID, volumeHolder(c.id, index), shared)
 		})
 		if err != nil {
 			return err

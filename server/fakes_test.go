@@ -216,7 +216,7 @@ func (f fakeStorage) RootfsUsage(context.Context, string) (storage.Usage, error)
 	return storage.Usage{Bytes: 9, Inodes: 1}, nil
 }
 func (f fakeStorage) ListRootfs() ([]string, error) { return f.ids("rootfs"), nil }
-func (f fakeStorage) MountImage(ctx context.Context, id, holder string) (string, error) {
+func (f fakeStorage) MountImage(ctx context.Context, id, holder, _ string) (string, error) {
 	return "/images/" + id, f.make(ctx, "volume.mount", "volume/"+holder)
 }
 func (f fakeStorage) UnmountImage(ctx context.Context, holder string) error {

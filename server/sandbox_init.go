@@ -6,13 +6,22 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/orlop/orlop/server/label"
 )
 
 // initRoot returns the root filesystem of the inits of all pods: it holds our binary and mount points, and is only
-// ever mounted read-only. It is made by the first pod that needs it.
-func (s *Server) initRoot() (string, error) {
-	s.initOnce.Do(func() { s.initErr = makeInitRoot(filepath.Join(s.cfg.Root, "init"), s.cfg.InitPath) })
-	return filepath.Join(s.cfg.Root, "init"), s.initErr
+// ever mounted read-only. It is made by the first pod that needs it, and gets that pod's SELinux label without the
+// categories, which keep pods apart.
+func (s *Server) initRoot(mountLabel string) (string, error) {
+	root := filepath.Join(s.cfg.Root, "init")
+	s.initOnce.Do(func() {
+		s.initErr = makeInitRoot(root, s.cfg.InitPath)
+		if s.initErr == nil {
+			s.initErr = label.Relabel(root, mountLabel, true)
+		}
+	})
+	return root, s.initErr
 }
 
 // makeInitRoot copies the binary: a bind mount would be one more thing to outlive the daemon, and a copy is shared

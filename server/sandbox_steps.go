@@ -215,7 +215,7 @@ func (s *Server) startInit(ctx context.Context, p *pod) error {
 // initSpec describes the init of a pod: our own static binary and nothing else to see.
 func (s *Server) initSpec(p *pod) (*spec.Output, error) {
 	rec := p.rec.Load()
-	root, err := s.initRoot()
+	root, err := s.initRoot(rec.MountLabel)
 	if err != nil {
 		return nil, err
 	}

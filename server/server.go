@@ -108,7 +108,7 @@ type Storage interface {
 
 // volumes are images that are mounted in containers.
 type volumes interface {
-	MountImage(ctx context.Context, imageID, holder string) (path string, err error)
+	MountImage(ctx context.Context, imageID, holder, mountLabel string) (path string, err error)
 	UnmountImage(ctx context.Context, holder string) error
 }
 

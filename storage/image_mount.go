@@ -25,8 +25,10 @@ type imageMount struct {
 }
 
 // MountImage mounts an image read-only for use as a volume, and returns the mount point. Each holder (a container's
-// ID and mount index) is counted once; the last UnmountImage unmounts. ErrNotFound if there is no such image.
-func (s *Store) MountImage(ctx context.Context, imageID, holder string) (path string, err error) {
+// ID and mount index) is counted once; the last UnmountImage unmounts. All holders share what the first one mounted, so
+// mountLabel, the SELinux label of the files or "", must be one that they all may read. ErrNotFound if there is no such
+// image.
+func (s *Store) MountImage(ctx context.Context, imageID, holder, mountLabel string) (path string, err error) {
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("image volume %s: %w", imageID, err)
 	}
@@ -48,7 +50,7 @@ func (s *Store) MountImage(ctx context.Context, imageID, holder string) (path st
 	if err := s.addHolderLocked(imageMount{holder, img.ID, img.TopLayer}); err != nil {
 		return "", fmt.Errorf("image volume %s: %w", imageID, err)
 	}
-	path, err = s.store.MountImage(img.ID, nil, "")
+	path, err = s.store.MountImage(img.ID, nil, mountLabel)
 	if err != nil {
 		err = fmt.Errorf("image volume %s: mount: %w", imageID, err)
 		return "", errors.Join(err, s.removeHolderLocked(holder))

@@ -297,12 +297,12 @@ func TestImageMounts(t *testing.T) {
 	s := openStore(t, cfg)
 	base := tarball(t, tar.Header{Name: "f", Linkname: "x"})
 	one, two := putImage(t, s, "a:1", base), putImage(t, s, "b:1", base) // with the same top layer
-	path, err := s.MountImage(t.Context(), one, "c1/0")
+	path, err := s.MountImage(t.Context(), one, "c1/0", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for holder, img := range map[string]string{"c1/0": one, "c2/0": one, "c3/0": two} {
-		if again, err := s.MountImage(t.Context(), img, holder); err != nil || again != path {
+		if again, err := s.MountImage(t.Context(), img, holder, ""); err != nil || again != path {
 			t.Errorf("%s: %q, %v; want %q", holder, again, err, path)
 		}
 	}

@@ -79,6 +79,19 @@ func Relabel(path, mount string, shared bool) error {
 	return nil
 }
 
+// Shared is a mount label without the categories that keep pods apart: for files that all containers may read.
+func Shared(mount string) (string, error) {
+	if mount == "" {
+		return "", nil
+	}
+	l, err := selinux.NewContext(mount)
+	if err != nil {
+		return "", fmt.Errorf("%w: %s: %w", ErrInvalid, mount, err)
+	}
+	l["level"] = "s0"
+	return l.Get(), nil
+}
+
 func initLabels(options []string) (Pair, error) {
 	process, mount, err := label.InitLabels(options)
 	if err == nil && process != "" {

@@ -63,6 +63,21 @@ func TestRelabel(t *testing.T) {
 	}
 }
 
+func TestShared(t *testing.T) {
+	for in, want := range map[string]string{
+		"": "",
+		"system_u:object_r:container_file_t:s0:c1,c2": "system_u:object_r:container_file_t:s0",
+		"system_u:object_r:container_file_t:s0":       "system_u:object_r:container_file_t:s0",
+	} {
+		if got, err := Shared(in); got != want || err != nil {
+			t.Errorf("%q: %q, %v; want %q", in, got, err, want)
+		}
+	}
+	if got, err := Shared("nonsense"); !errors.Is(err, ErrInvalid) {
+		t.Errorf("nonsense: %q, %v; want ErrInvalid", got, err)
+	}
+}
+
 func TestWithoutSELinux(t *testing.T) {
 	if Enabled() {
 		kernel.Skip(t, "this machine has SELinux")
