@@ -1,8 +1,10 @@
 package daemon
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -17,7 +19,7 @@ func (d *Daemon) config() string {
 	tables := map[string]string{
 		"":        fmt.Sprintf("root = %q\nrun_root = %q\nsocket = %q\nlog_level = \"debug\"\n", filepath.Join(d.Dir, "root"), filepath.Join(d.Dir, "run"), d.Socket()),
 		"monitor": fmt.Sprintf("path = %q\n", d.bins.Monitor),
-		"cgroup":  fmt.Sprintf("parent = %q\n", d.cgroup()),
+		"cgroup":  fmt.Sprintf("driver = %q\nparent = %q\n", driver(), d.cgroup()),
 		"cni":     fmt.Sprintf("conf_dir = %q\nbin_dirs = [%q, %q]\n", d.CNIDir, d.CNIBin, d.bins.CNI),
 		"image": fmt.Sprintf("registries_conf = %q\nregistries_conf_dir = %q\npolicy = %q\ncerts_dir = %q\nmin_free_bytes = 1000000\n",
 			filepath.Join(d.Dir, "registries.conf"), d.RegistriesDir, d.Policy, d.CertsDir),
@@ -39,11 +41,20 @@ func (d *Daemon) config() string {
 // the directory in its name, so that what is below it is known to be this daemon's.
 func (d *Daemon) cgroup() string {
 	id := "orlop_test" + strings.NewReplacer("/", "_", "-", "_").Replace(d.Dir)
-	if kernel.Has(kernel.Systemd) {
+	if Systemd() {
 		return id + ".slice"
 	}
 	return "/" + id
 }
+
+// driverEnv is who makes cgroups, as the key cgroup.driver has it.
+const driverEnv = "ORLOP_TEST_CGROUP_DRIVER"
+
+func driver() string { return cmp.Or(os.Getenv(driverEnv), "auto") }
+
+// Systemd tells whether systemd makes the cgroups: where it is process 1, unless $ORLOP_TEST_CGROUP_DRIVER is
+// "cgroupfs".
+func Systemd() bool { return driver() != "cgroupfs" && kernel.Has(kernel.Systemd) }
 
 func (d *Daemon) cgroupDirs() []string { return []string{"/" + strings.TrimPrefix(d.cgroup(), "/")} }
 

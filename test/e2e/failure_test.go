@@ -386,7 +386,7 @@ func TestStatusAndVersion(t *testing.T) {
 	}
 	c, err := node.Runtime.RuntimeConfig(t.Context(), &cri.RuntimeConfigRequest{})
 	want := cri.CgroupDriver_CGROUPFS
-	if kernel.Has(kernel.Systemd) {
+	if daemon.Systemd() {
 		want = cri.CgroupDriver_SYSTEMD
 	}
 	if err != nil || c.Linux.GetCgroupDriver() != want {

@@ -305,12 +305,12 @@ func TestPullTogether(t *testing.T) {
 		}
 	}
 	pod := node.Pod(t)
-	pod.Container(t, name)
+	pod.Container(t, name, unconfinedType)
 	// nginx from Debian's packages answers.
 	client := node.Pod(t)
 	ctr := sleeper(t, client)
 	criclient.Eventually(t, 20*time.Second, "an answer of nginx", func() bool {
-		r, err := ctr.TryExec(t.Context(), 5*time.Second, "wget", "-q", "-O-", "http://"+pod.Status(t).Network.Ip+"/")
+		r, err := ctr.TryExec(t.Context(), criclient.Patient(5*time.Second), "wget", "-q", "-O-", "http://"+pod.Status(t).Network.Ip+"/")
 		return err == nil && bytes.Contains(r.Stdout, []byte("nginx in a pod"))
 	})
 }

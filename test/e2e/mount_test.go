@@ -12,6 +12,7 @@ import (
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/orlop/orlop/test/criclient"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // volume is a directory of the node with a file in it.
@@ -22,6 +23,22 @@ func volume(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// tmpfs mounts one for the time of the test, which containers may read and write.
+func tmpfs(t testing.TB, dir string) {
+	t.Helper()
+	options := ""
+	if kernel.Has(kernel.SELinux) {
+		options = "context=system_u:object_r:container_file_t:s0"
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 }
 
 func TestMounts(t *testing.T) {
@@ -58,8 +75,8 @@ func TestMountSources(t *testing.T) {
 		t.Fatal(err)
 	}
 	missing := filepath.Join(dir, "not/there")
-	ctr := sleeper(t, pod, criclient.Mount(&cri.Mount{HostPath: link, ContainerPath: "/l"}),
-		criclient.Mount(&cri.Mount{HostPath: missing, ContainerPath: "/m"}))
+	ctr := sleeper(t, pod, criclient.Mount(&cri.Mount{HostPath: link, ContainerPath: "/l", SelinuxRelabel: true}),
+		criclient.Mount(&cri.Mount{HostPath: missing, ContainerPath: "/m", SelinuxRelabel: true}))
 	if got := ctr.Exec(t, "cat", "/l/file"); got != "from the node\n" {
 		t.Errorf("through the link: %q", got)
 	}
@@ -73,7 +90,7 @@ func TestMountSources(t *testing.T) {
 func TestMountTargetIsALink(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t, criclient.HostNetwork)
-	ctr := sleeper(t, pod, criclient.Mount(&cri.Mount{HostPath: volume(t), ContainerPath: "/proc/../proc/self/../../data/sub"}))
+	ctr := sleeper(t, pod, criclient.Mount(&cri.Mount{HostPath: volume(t), ContainerPath: "/proc/../proc/self/../../data/sub", SelinuxRelabel: true}))
 	if got := ctr.Exec(t, "cat", "/data/sub/file"); got != "from the node\n" {
 		t.Errorf("mount at a path with dots: %q", got)
 	}
@@ -83,10 +100,7 @@ func TestMountPropagation(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t, criclient.HostNetwork)
 	dir := t.TempDir()
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	tmpfs(t, dir)
 	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -96,12 +110,7 @@ func TestMountPropagation(t *testing.T) {
 	privileged := criclient.Security(func(s *securityContext) { s.Privileged = true })
 	private := sleeper(t, pod, mount(cri.MountPropagation_PROPAGATION_PRIVATE))
 	slave := sleeper(t, pod, mount(cri.MountPropagation_PROPAGATION_HOST_TO_CONTAINER))
-	if err := os.Mkdir(filepath.Join(dir, "late"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", filepath.Join(dir, "late"), "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
+	tmpfs(t, filepath.Join(dir, "late"))
 	if err := os.WriteFile(filepath.Join(dir, "late/file"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -125,14 +134,8 @@ func TestRecursiveReadOnly(t *testing.T) {
 	ours(t)
 	pod := node.Pod(t, criclient.HostNetwork)
 	dir := t.TempDir()
-	sub := filepath.Join(dir, "sub")
-	if err := os.Mkdir(sub, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", sub, "tmpfs", 0, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(sub, unix.MNT_DETACH) })
+	tmpfs(t, dir)
+	tmpfs(t, filepath.Join(dir, "sub"))
 	for recursive, want := range map[bool]int32{true: 1, false: 0} {
 		ctr := sleeper(t, pod, criclient.Mount(&cri.Mount{HostPath: dir, ContainerPath: "/m", Readonly: true, RecursiveReadOnly: recursive}))
 		r, err := ctr.TryExec(t.Context(), 0, "touch", "/m/sub/x")

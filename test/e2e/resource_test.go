@@ -70,9 +70,11 @@ func TestUpdateResources(t *testing.T) {
 func TestDevices(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t, criclient.HostNetwork)
-	if _, err := os.Stat("/dev/loop-control"); err != nil {
+	loop, err := os.Open("/dev/loop-control") // loads its module, which a container may not
+	if err != nil {
 		kernel.Skip(t, "no /dev/loop-control")
 	}
+	defer loop.Close()
 	device := func(c *cri.ContainerConfig) {
 		c.Devices = []*cri.Device{{HostPath: "/dev/loop-control", ContainerPath: "/dev/given", Permissions: "rw"}}
 	}
@@ -119,7 +121,7 @@ func TestStats(t *testing.T) {
 	pod := node.Pod(t)
 	ctr := pod.Container(t, probe, criclient.Run("/probe", "eat", "20"))
 	ctr.WaitLog(t, "ate")
-	ctr.Sh(t, "dd if=/dev/zero of=/written bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
+	ctr.Sh(t, "dd if=/dev/zero of=/tmp/written bs=1M count=3 2>/dev/null; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")
 	var stats *cri.ContainerStats
 	criclient.Eventually(t, 30*time.Second, "stats with the layer that was written", func() bool {
 		r, err := node.Runtime.ContainerStats(t.Context(), &cri.ContainerStatsRequest{ContainerId: ctr.ID})
