@@ -33,4 +33,4 @@ orlop status | grep -q 'web.*ready'
 orlop pod rm --all
 systemctl stop orlop
 until ! pgrep orlop; do sleep 0.2; done # the monitor ends when it has nothing left
-! systemctl list-units --type=slice --plain | grep orlop-pod # nor is there a unit of a pod
+if systemctl list-units --type=slice --plain | grep orlop-pod; then exit 1; fi # nor is there a unit of a pod

@@ -1,9 +1,14 @@
 #!/bin/sh
 # Runs test binaries that `make vm` built, in a machine without Go and without a network:
 #
-#   contrib/vm-tests.sh PACKAGE...
+#   contrib/vm-tests.sh [-run REGEXP] PACKAGE...
 set -u
 
+run=.
+if [ "${1-}" = -run ]; then
+	run=$2
+	shift 2
+fi
 src=$PWD
 export REQUIRE_KERNEL=1 ORLOP_TEST_SLOW=15 # times slower than a machine that is not emulated
 export ORLOP_BIN="$src/build/bin" ORLOP_CNI_BIN="$src/build/cni" ORLOP_CONMON="$src/build/bin/orlop-conmon"
@@ -11,12 +16,13 @@ export ORLOP_TEST_IMAGES="$src/build/test-images" ORLOP_TEST_CACHE=/var/tmp/orlo
 status=0
 for package; do
 	binary=$src/build/vm/$(echo "$package" | tr / -).test
-	[ -x "$binary" ] || continue # a package without tests
 	echo "==> $package"
 	cd "$src/$package" || exit 1
-	"$binary" -test.timeout 30m || {
+	began=$(date +%s)
+	"$binary" -test.timeout 40m -test.run "$run" || {
 		echo "FAILED $package"
 		status=1
 	}
+	echo "    $(($(date +%s) - began)) s"
 done
 exit "$status"
