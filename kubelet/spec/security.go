@@ -222,7 +222,7 @@ func (n Node) seccomp(profile *v1.SeccompProfile) (*cri.SecurityProfile, error) 
 		return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_RuntimeDefault}, nil
 	case v1.SeccompProfileTypeLocalhost:
 		if profile.LocalhostProfile == nil || !filepath.IsLocal(*profile.LocalhostProfile) {
-			return nil, fmt.Errorf("seccompProfile.localhostProfile: must be a path below %s, without ..", n.SeccompDir)
+			return nil, fmt.Errorf("seccompProfile.localhostProfile: must be a path below %s, and stay in it", n.SeccompDir)
 		}
 		return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Localhost, LocalhostRef: filepath.Join(n.SeccompDir, *profile.LocalhostProfile)}, nil
 	}

@@ -110,7 +110,7 @@ func or(m *int32, fallback int32) int32 {
 func cleanPath(path string) (string, error) {
 	clean := filepath.Clean(path)
 	if !filepath.IsLocal(clean) || strings.HasPrefix(clean, "..") {
-		return "", fmt.Errorf("path %q: must be relative, without .. and not begin with ..", path)
+		return "", fmt.Errorf("path %q: must be relative, and stay in the volume; no part of it may begin with two dots", path)
 	}
 	return clean, nil
 }
