@@ -102,6 +102,11 @@ func (r *registry) remove(w *worker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.workers, w.uid)
+	for _, other := range r.workers {
+		if other.waitsForRoom() {
+			other.poke()
+		}
+	}
 	queue := r.waiting[w.fullName]
 	if len(queue) == 0 {
 		return

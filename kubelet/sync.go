@@ -59,6 +59,11 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 			return 0, nil
 		}
 		if !did.something {
+			if changed, err := w.resize(ctx, v.pod, have); err != nil {
+				return 0, err
+			} else if changed {
+				continue
+			}
 			return soonest(append(did.waits, left, w.k.cfg.Timing.Sync)), w.prune(ctx, v.pod, have)
 		}
 	}
@@ -293,11 +298,11 @@ func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.Pod
 		name = "unknown"
 	}
 	w.mu.Lock()
-	reasons := maps.Clone(w.reasons)
+	reasons, resizing := maps.Clone(w.reasons), w.resizing
 	w.mu.Unlock()
 	return status.Generate(status.Input{
 		Pod: v.pod, Have: have, Old: old, RuntimeName: name, HostIPs: w.k.cfg.NodeState().IPs,
-		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: reasons,
+		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: reasons, Resize: resizing,
 		Message: w.k.cfg.Root.Message, Ready: w.k.probes.Apply, Final: v.final, Ended: v.stage == ended,
 	})
 }

@@ -48,15 +48,18 @@ type worker struct {
 	cancel   context.CancelFunc                  // of what is under way; nil between
 	reasons  map[string]v1.ContainerStateWaiting // why containers wait, by their names
 
+	resizing *v1.PodCondition // of a resize that is under way or waits
+
 	// What only the worker's goroutine touches.
-	retries int  // failures in a row
-	stopped bool // liveness probes were ended
+	retries int               // failures in a row
+	stopped bool              // liveness probes were ended
+	tried   map[string]string // resources that containers were given, by their IDs
 }
 
 func newWorker(k *Kubelet, p *v1.Pod) *worker {
 	w := &worker{
 		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1),
-		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), reasons: map[string]v1.ContainerStateWaiting{},
+		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), reasons: map[string]v1.ContainerStateWaiting{}, tried: map[string]string{},
 	}
 	w.poke()
 	return w

@@ -10,41 +10,51 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
 	"github.com/orlop/orlop/kubelet/cert"
 )
 
 // newClient reaches the API server; nil without a kubeconfig.
-func newClient(ctx context.Context, s settings, node string) (kubernetes.Interface, error) {
+func newClient(ctx context.Context, s settings, node string) (kubernetes.Interface, *rest.Config, error) {
 	if s.flags.Kubeconfig == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	config, err := cert.Client{
 		Node: node, Kubeconfig: s.flags.Kubeconfig, Bootstrap: s.flags.BootstrapKubeconfig, Dir: s.flags.CertDir,
 		Rotate: s.config.RotateCertificates, Log: s.log,
 	}.Config(ctx)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	config.QPS, config.Burst = float32(*s.config.KubeAPIQPS), int(s.config.KubeAPIBurst)
 	config.UserAgent = "orlop-kubelet/" + version
 	config.ContentType = runtime.ContentTypeProtobuf
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
-		return nil, fmt.Errorf("--kubeconfig: %w", err)
+		return nil, nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
-	return client, nil
+	return client, config, nil
 }
 
-// newRecorder sends events to the API server, or on a lone machine to the log.
-func newRecorder(s settings, client kubernetes.Interface, node string) record.EventRecorder {
-	if client == nil {
-		return logged{s.log}
+// newRecorder sends events to the API server, no more of them than the configuration allows, or on a lone machine to the log.
+func newRecorder(s settings, config *rest.Config, node string) (record.EventRecorder, error) {
+	if config == nil {
+		return logged{s.log}, nil
+	}
+	config = rest.CopyConfig(config)
+	config.QPS, config.Burst = float32(*s.config.EventRecordQPS), int(s.config.EventBurst)
+	if config.QPS == 0 {
+		config.QPS = -1 // no limit
+	}
+	client, err := typedcorev1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
 	b := record.NewBroadcaster()
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	return b.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: node})
+	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.Events("")})
+	return b.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: node}), nil
 }
 
 // logged writes events to a log.

@@ -17,6 +17,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -126,10 +127,13 @@ func (p *parts) connect(ctx context.Context) (err error) {
 	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration, p.metrics.Interceptor()); err != nil {
 		return err
 	}
-	if p.client, err = newClient(ctx, p.settings, p.name); err != nil {
+	var api *rest.Config
+	if p.client, api, err = newClient(ctx, p.settings, p.name); err != nil {
 		return err
 	}
-	p.events = newRecorder(p.settings, p.client, p.name)
+	if p.events, err = newRecorder(p.settings, api, p.name); err != nil {
+		return err
+	}
 	return os.MkdirAll(filepath.Join(p.flags.RootDir, "pods"), 0o750)
 }
 

@@ -26,10 +26,11 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 			out = append(out, c)
 		}
 	}
-	for _, kind := range []v1.PodConditionType{v1.DisruptionTarget, v1.PodResizePending, v1.PodResizeInProgress} {
-		if c := pod.Condition(&in.Old, kind); c != nil {
-			out = append(out, *c)
-		}
+	if c := pod.Condition(&in.Old, v1.DisruptionTarget); c != nil {
+		out = append(out, *c)
+	}
+	if in.Resize != nil {
+		out = append(out, *in.Resize)
 	}
 	if in.Final != nil && in.Final.Condition != nil {
 		out = slices.DeleteFunc(out, func(c v1.PodCondition) bool { return c.Type == in.Final.Condition.Type })

@@ -29,6 +29,8 @@ type Input struct {
 	Message func(c *runtime.Container) string
 	// Ready sets Started and Ready of the containers in a status; it is the probes'.
 	Ready func(p *v1.Pod, s *v1.PodStatus)
+	// Resize tells of a resize that is under way or waits; nil if none does.
+	Resize *v1.PodCondition
 	// Final is what the pod has come to if something ended it other than its containers: an eviction, a deadline.
 	Final *Final
 	// Ended is true once nothing of the pod runs or will run again.

@@ -144,3 +144,57 @@ spec:
 		t.Errorf("the debugger sees %q as process 1", out)
 	}
 }
+
+// TestResize changes the resources of a running container in place, and waits for what the node can't give yet.
+func TestResize(t *testing.T) {
+	s := begin(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: grows}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, "trap exit TERM; while :; do sleep 0.1; done"]
+    resources: {requests: {cpu: 50m, memory: 32Mi}, limits: {cpu: 100m, memory: 64Mi}}
+`)
+	p := s.waitPod("grows", "ready", ready)
+	id := p.Status.ContainerStatuses[0].ContainerID
+	resize := func(requestCPU, limitCPU, memory string) {
+		s.kubectl("patch", "pod", "grows", "--subresource", "resize", "-p", fmt.Sprintf(
+			`{"spec":{"containers":[{"name":"main","resources":{"requests":{"cpu":%q},"limits":{"cpu":%q,"memory":%q}}}]}}`, requestCPU, limitCPU, memory))
+	}
+	resize("60m", "200m", "128Mi")
+	p = s.waitPod("grows", "resized", func(p *v1.Pod) bool {
+		c := p.Status.ContainerStatuses[0]
+		return c.Resources != nil && c.Resources.Limits.Cpu().String() == "200m" && c.Resources.Limits.Memory().String() == "128Mi" &&
+			condition(p, v1.PodResizeInProgress) == nil
+	})
+	if c := p.Status.ContainerStatuses[0]; c.ContainerID != id || c.RestartCount != 0 {
+		t.Errorf("the container was %s and is %s, %d restarts", id, c.ContainerID, c.RestartCount)
+	}
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: blocks}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: main, image: IMAGE, command: [sleep, "1000"], resources: {requests: {cpu: 900m}}}]
+`)
+	s.waitPod("blocks", "ready", ready)
+	resize("1500m", "1500m", "128Mi")
+	s.waitPod("grows", "told to wait", func(p *v1.Pod) bool {
+		c := condition(p, v1.PodResizePending)
+		return c != nil && c.Reason == v1.PodReasonDeferred
+	})
+	s.kubectl("delete", "pod", "blocks")
+	s.within(2*patience, "the resize that waited", func() error {
+		p := s.pod("grows")
+		if got := p.Status.ContainerStatuses[0].Resources.Limits.Cpu().String(); got != "1500m" || condition(p, v1.PodResizePending) != nil {
+			return fmt.Errorf("limit %s, %v", got, condition(p, v1.PodResizePending))
+		}
+		return nil
+	})
+}

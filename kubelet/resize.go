@@ -1,0 +1,161 @@
+package kubelet
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/kubelet/admit"
+	"github.com/orlop/orlop/kubelet/pod"
+	"github.com/orlop/orlop/kubelet/resource"
+	"github.com/orlop/orlop/kubelet/runtime"
+)
+
+// change is a running container whose resources are not what its spec says.
+type change struct {
+	container *v1.Container
+	id        string
+	want, got *cri.LinuxContainerResources
+}
+
+// resize changes the resources of running containers in place (KEP-1287), or ends a container that must start anew to get
+// them. It is true if anything changed. What the node can't give now is told in a condition, and tried again.
+func (w *worker) resize(ctx context.Context, p *v1.Pod, have *runtime.Pod) (changed bool, err error) {
+	changes := w.changes(p, have)
+	w.mu.Lock()
+	w.resizing = nil
+	w.mu.Unlock()
+	if len(changes) == 0 {
+		return false, nil
+	}
+	if refusal := w.fits(p); refusal != nil {
+		w.tellResize(v1.PodResizePending, refusal.Reason, refusal.Message)
+		return false, nil
+	}
+	w.tellResize(v1.PodResizeInProgress, "", "")
+	for _, c := range changes {
+		if needsRestart(c) {
+			message := fmt.Sprintf("Container %s resize requires restart", c.container.Name)
+			k := killing{pod: p, container: c.container, id: c.id, message: message, grace: pod.GracePeriodSeconds(p)}
+			if err := w.killContainer(ctx, k); err != nil {
+				return false, err
+			}
+			changed = true
+		}
+	}
+	if changed {
+		return true, nil
+	}
+	if err := w.applyChanges(ctx, p, changes); err != nil {
+		w.tellResize(v1.PodResizeInProgress, v1.PodReasonError, err.Error())
+		w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "ResizeError", "Pod resize error: %v", err)
+		return false, nil
+	}
+	w.mu.Lock()
+	w.resizing = nil
+	w.mu.Unlock()
+	w.k.cfg.Events.Event(p, v1.EventTypeNormal, "ResizeCompleted", "Pod resize completed")
+	return true, nil
+}
+
+// changes are found by what the runtime says that containers have. What was tried once is not tried again until the spec
+// changes, since a runtime may round.
+func (w *worker) changes(p *v1.Pod, have *runtime.Pod) []change {
+	var out []change
+	for c, kind := range pod.Containers(p) {
+		s := have.Latest(c.Name)
+		if kind == pod.Init || kind == pod.Ephemeral || s == nil || !s.Running() || s.GetResources().GetLinux() == nil {
+			continue
+		}
+		want, got := resource.Container(p, c, w.k.cfg.Spec.Node), s.GetResources().GetLinux()
+		if same(want, got) || w.tried[s.Id] == key(want) {
+			continue
+		}
+		out = append(out, change{c, s.Id, want, got})
+	}
+	return out
+}
+
+func same(want, got *cri.LinuxContainerResources) bool {
+	return want.CpuShares == got.CpuShares && max(want.CpuQuota, 0) == max(got.CpuQuota, 0) &&
+		max(want.MemoryLimitInBytes, 0) == max(got.MemoryLimitInBytes, 0)
+}
+
+func key(r *cri.LinuxContainerResources) string {
+	return fmt.Sprint(r.CpuShares, r.CpuQuota, r.MemoryLimitInBytes)
+}
+
+// needsRestart is true if the container says so of a resource that changes.
+func needsRestart(c change) bool {
+	for _, policy := range c.container.ResizePolicy {
+		if policy.RestartPolicy != v1.RestartContainer {
+			continue
+		}
+		cpu := c.want.CpuShares != c.got.CpuShares || max(c.want.CpuQuota, 0) != max(c.got.CpuQuota, 0)
+		memory := max(c.want.MemoryLimitInBytes, 0) != max(c.got.MemoryLimitInBytes, 0)
+		if (policy.ResourceName == v1.ResourceCPU && cpu) || (policy.ResourceName == v1.ResourceMemory && memory) {
+			return true
+		}
+	}
+	return false
+}
+
+// fits asks whether the node has what the pod asks for now. What it could never have is infeasible.
+func (w *worker) fits(p *v1.Pod) *admit.Refusal {
+	node := w.k.admission()
+	node.Object, node.Pressure, node.ShuttingDown = nil, false, false
+	refusal := admit.Check(p, node)
+	if refusal == nil {
+		return nil
+	}
+	node.Pods = nil
+	if never := admit.Check(p, node); never != nil {
+		return &admit.Refusal{Reason: v1.PodReasonInfeasible, Message: never.Message}
+	}
+	return &admit.Refusal{Reason: v1.PodReasonDeferred, Message: refusal.Message}
+}
+
+// applyChanges gives the pod more before its containers, and less after them.
+func (w *worker) applyChanges(ctx context.Context, p *v1.Pod, changes []change) error {
+	give := resource.OfPod(p, w.k.cfg.Spec.Node)
+	shrinks := false
+	for _, c := range changes {
+		shrinks = shrinks || (c.want.MemoryLimitInBytes > 0 && c.want.MemoryLimitInBytes < c.got.MemoryLimitInBytes)
+	}
+	if !shrinks {
+		if err := w.k.cfg.Cgroups.Ensure(p, give); err != nil {
+			return err
+		}
+	}
+	for _, c := range changes {
+		w.tried[c.id] = key(c.want)
+		if _, err := w.k.cfg.Runtime.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: c.id, Linux: c.want}); err != nil {
+			return fmt.Errorf("container %s: %w", c.container.Name, err)
+		}
+	}
+	if shrinks {
+		return w.k.cfg.Cgroups.Ensure(p, give)
+	}
+	return nil
+}
+
+// tellResize notes how far a resize is, for the pod's status.
+func (w *worker) tellResize(kind v1.PodConditionType, reason, message string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.resizing = &v1.PodCondition{
+		Type: kind, Status: v1.ConditionTrue, Reason: reason, Message: message,
+		ObservedGeneration: w.spec.Generation, LastTransitionTime: metav1.NewTime(time.Now().Truncate(time.Second)),
+	}
+}
+
+// waitsForRoom is true for a pod whose resize the node had no room for.
+func (w *worker) waitsForRoom() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.resizing != nil && w.resizing.Type == v1.PodResizePending
+}
