@@ -100,7 +100,7 @@ test: prerequisites-run prerequisites-test build test-images cluster ## run ever
 	@echo "==> testing; each package shows when it ends"
 	@all=$$(go list ./...) || exit 1; \
 	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet)$$'); \
-	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -p 1 -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
+	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
 
 unit: prerequisites-build ## run the tests that need no root
 	@go test -json -race -shuffle=on -timeout $(TEST_TIMEOUT) ./... | go run ./test/summary

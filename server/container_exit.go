@@ -34,7 +34,12 @@ func (s *Server) endRecorded(ctx context.Context, c *container, e conmon.Exit) {
 	case <-ctx.Done():
 		return
 	}
-	if err := s.setExited(c, exitOf(e)); err != nil {
+	if err := c.turn.take(ctx); err != nil { // a start that is under way is on record and told of first
+		return
+	}
+	err := s.setExited(c, exitOf(e))
+	c.turn.give()
+	if err != nil {
 		s.log.Error("exit is not on record", "container", c.id, "code", e.Code, "err", err)
 		s.later(firstPause, func() { s.endRecorded(s.ctx, c, e) })
 	}

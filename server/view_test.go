@@ -182,9 +182,8 @@ func (e *eventStream) Send(r *cri.ContainerEventResponse) error {
 	return nil
 }
 
-func TestEventsTellOfEachChange(t *testing.T) {
-	w := newWorld(t)
-	s := w.server()
+// listen returns the events of a server, and what ends and waits for their stream.
+func listen(t *testing.T, s *Server) (<-chan *cri.ContainerEventResponse, func()) {
 	ctx, cancel := context.WithCancel(t.Context())
 	stream := &eventStream{ctx: ctx, sent: make(chan *cri.ContainerEventResponse)}
 	ended := make(chan error)
@@ -192,6 +191,52 @@ func TestEventsTellOfEachChange(t *testing.T) {
 	for !s.events.heard() {
 		time.Sleep(time.Millisecond)
 	}
+	return stream.sent, func() {
+		cancel()
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("the stream ended with %v", err)
+		}
+	}
+}
+
+// A program may have ended before its start is on record.
+func TestEventOfStartComesFirst(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	pod := w.runPod(s, "web")
+	ctr := w.create(s, pod, "quick")
+	sent, end := listen(t, s)
+	gate := make(chan struct{})
+	w.mu.Lock()
+	w.gates["monitor.start"] = gate
+	w.mu.Unlock()
+	var life sync.WaitGroup
+	life.Go(func() { w.start(s, ctr) })
+	for w.count("monitor.start") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	w.end(ctr, conmon.Exit{Code: 6})
+	life.Go(func() {
+		select { // long enough for what must not happen
+		case <-time.After(50 * time.Millisecond):
+			close(gate)
+		case <-t.Context().Done():
+		}
+	})
+	for _, want := range []string{"CONTAINER_STARTED_EVENT", "CONTAINER_STOPPED_EVENT"} {
+		if e := <-sent; e.ContainerEventType.String() != want {
+			t.Errorf("event is %v, want %s", e.ContainerEventType, want)
+		}
+	}
+	life.Wait()
+	end()
+	w.removePod(s, pod)
+}
+
+func TestEventsTellOfEachChange(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	sent, end := listen(t, s)
 	var life sync.WaitGroup
 	life.Go(func() {
 		pod, ctr := w.running(s, "web")
@@ -200,7 +245,7 @@ func TestEventsTellOfEachChange(t *testing.T) {
 		w.removePod(s, pod)
 	})
 	for _, want := range []string{"CREATED_EVENT 0", "STARTED_EVENT 0", "STOPPED_EVENT 4", "DELETED_EVENT"} {
-		e := <-stream.sent
+		e := <-sent
 		got := e.ContainerEventType.String()
 		if len(e.ContainersStatuses) > 0 {
 			got += fmt.Sprint(" ", e.ContainersStatuses[0].ExitCode)
@@ -210,10 +255,7 @@ func TestEventsTellOfEachChange(t *testing.T) {
 		}
 	}
 	life.Wait()
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("the stream ended with %v", err)
-	}
+	end()
 }
 
 func TestAClientThatDoesNotReadIsDropped(t *testing.T) {
