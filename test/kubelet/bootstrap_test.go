@@ -48,7 +48,7 @@ func TestBootstrap(t *testing.T) {
 	if os.Getenv("ORLOP_KUBELET") == "real" {
 		t.Skip("the real kubelet's own, which needs another cgroup and more ports")
 	}
-	s := begin(t)
+	s := alone(t) // another node would get pods of other tests
 	if _, err := s.tryKubectl(bootstrapRules, "-n", "kube-system", "apply", "-f", "-"); err != nil {
 		t.Fatal(err)
 	}
