@@ -11,8 +11,7 @@ import (
 	"github.com/orlop/orlop/test/daemon"
 )
 
-// The tests of this file kill what all tests share, so they run alone, after the parallel ones have begun to wait: they do
-// not call begin, which makes a test parallel.
+// The tests of this file kill what all tests share, so they run one after the other, before the parallel ones.
 
 func alone(t *testing.T) *space {
 	t.Helper()
