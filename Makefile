@@ -134,7 +134,7 @@ cover: prerequisites-run prerequisites-test build test-images cluster ## tell ho
 	@go tool cover -html=$(BUILD)/cover.out -o $(BUILD)/cover.html && echo "by line: $(BUILD)/cover.html"
 
 # In a virtual machine are cgroup v2, systemd, SELinux and user namespaces; it has no Go and no network. It is emulated,
-# so that only what depends on the kernel runs there, which takes half an hour.
+# so that only what depends on the kernel runs there, which takes some 20 minutes.
 VM_PACKAGES := oci/cgroup oci/ns conmon/child conmon storage server/host server/label server/cni test/e2e
 # Once more with our own cgroups instead of systemd's, and with SELinux in force.
 VM_CGROUPFS := Test(Resources|UpdateResources|Devices|CgroupParent|Stats|OOMKilled|PodLifecycle|ExecTimeout|ExecsLeaveNothing|Reboot|StatusAndVersion)$$
