@@ -17,9 +17,11 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
+	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -164,10 +166,7 @@ func (m *Manager) Remove(uid types.UID) error {
 		if !exists(m.fsName(name)) {
 			continue
 		}
-		cg, err := manager.New(m.cgroup(name, nil))
-		if err == nil {
-			err = end(cg)
-		}
+		err := errors.Join(m.empty(name), m.destroy(name))
 		if err != nil {
 			errs = append(errs, fmt.Errorf("cgroup %s: %w", name, err))
 		}
@@ -175,18 +174,57 @@ func (m *Manager) Remove(uid types.UID) error {
 	return errors.Join(errs...)
 }
 
-// end kills what is in a cgroup and in those below it, and removes them.
-func end(cg cgroups.Manager) error {
-	pids, err := cg.GetAllPids()
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+func (m *Manager) destroy(name string) error {
+	cg, err := manager.New(m.cgroup(name, nil))
+	if err != nil {
 		return err
 	}
-	for _, pid := range pids {
-		if p, err := os.FindProcess(pid); err == nil { // a pidfd: the number can't come to mean another process
-			_ = p.Kill()
+	return cg.Destroy()
+}
+
+// endTime is how long killed processes get to be gone.
+const endTime = 5 * time.Second
+
+// empty kills what is in a cgroup and below, and waits until it has ended: the runtime has stopped all containers by now, so
+// this is for what somebody else has put there.
+func (m *Manager) empty(name string) error {
+	limit := time.Now().Add(endTime)
+	var errs []error
+	for _, dir := range dirs(m.fsName(name)) {
+		pids, err := cgroups.GetAllPids(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, pid := range pids {
+			errs = append(errs, kill(pid, limit))
 		}
 	}
-	return cg.Destroy()
+	return errors.Join(errs...)
+}
+
+// kill ends a process, known by a descriptor, so that its number can't come to mean another.
+func kill(pid int, limit time.Time) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil { // it has ended
+		return nil
+	}
+	defer unix.Close(fd)
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", pid, err)
+	}
+	for {
+		left := int(time.Until(limit).Milliseconds())
+		if left <= 0 {
+			return fmt.Errorf("process %d was killed, and does not end", pid)
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, left)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for process %d: %w", pid, err)
+		}
+		if n > 0 {
+			return nil
+		}
+	}
 }
 
 // Pods are the UIDs of all pods that have a cgroup.

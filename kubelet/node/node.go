@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -84,12 +85,14 @@ type Manager struct {
 	features  map[string]*cri.RuntimeHandlerFeatures
 	network   error // why pods can't get a network now
 	sentAt    time.Time
-	givenCIDR string
+
+	givenCIDR string        // of the loop alone
+	seen      chan struct{} // the API server has another Node
 }
 
 // New makes a Manager. Before Run, the Node has what is known without the runtime.
 func New(cfg Config) *Manager {
-	m := &Manager{cfg: cfg, features: map[string]*cri.RuntimeHandlerFeatures{}, network: errors.New("the runtime was not asked yet")}
+	m := &Manager{cfg: cfg, seen: make(chan struct{}, 1), features: map[string]*cri.RuntimeHandlerFeatures{}, network: errors.New("the runtime was not asked yet")}
 	m.node = m.initial()
 	return m
 }
@@ -144,6 +147,7 @@ func (m *Manager) Run(ctx context.Context) {
 // loop computes the status in each period, and at once when asked to.
 func (m *Manager) loop(ctx context.Context, then func()) {
 	then()
+	m.giveCIDR(ctx)
 	// A runtime that starts beside this process is ready within a moment; nobody should wait ten seconds for it.
 	period := min(m.cfg.Every, time.Second)
 	for {
@@ -152,12 +156,17 @@ func (m *Manager) loop(ctx context.Context, then func()) {
 		case <-ctx.Done():
 			timer.Stop()
 			return
+		case <-m.seen:
+			timer.Stop()
+			m.giveCIDR(ctx)
+			continue
 		case <-m.cfg.StatusNow:
 		case <-timer.C:
 		}
 		timer.Stop()
 		m.refresh(ctx)
 		then()
+		m.giveCIDR(ctx)
 		if m.NetworkReady() == nil {
 			period = m.cfg.Every
 		}
@@ -189,7 +198,7 @@ func (m *Manager) follow(ctx context.Context) {
 	informer := factory.Core().V1().Nodes().Informer()
 	seen := func(o any) {
 		if n, ok := o.(*v1.Node); ok {
-			m.take(ctx, n)
+			m.take(n)
 		}
 	}
 	_, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: seen, UpdateFunc: func(_, o any) { seen(o) }})
@@ -202,27 +211,30 @@ func (m *Manager) follow(ctx context.Context) {
 	factory.Shutdown()
 }
 
-// take takes what others decide; the status is ours.
-func (m *Manager) take(ctx context.Context, n *v1.Node) {
+// take takes what others decide; of the status, all that is not ours.
+func (m *Manager) take(n *v1.Node) {
 	m.mu.Lock()
-	merged := n.DeepCopy()
-	if m.known {
-		merged.Status = m.node.Status
-	}
-	m.node = merged
-	cidr := n.Spec.PodCIDR
-	fresh := cidr != "" && cidr != m.givenCIDR
+	taken := n.DeepCopy()
+	taken.Status = m.overlay(&n.Status, &m.node.Status)
+	m.node = taken
 	m.mu.Unlock()
-	if !fresh {
+	select {
+	case m.seen <- struct{}{}:
+	default:
+	}
+}
+
+// giveCIDR tells the runtime the node's pod CIDRs, all of them with commas between, once they are known and when they change.
+func (m *Manager) giveCIDR(ctx context.Context) {
+	cidr := strings.Join(m.Node().Spec.PodCIDRs, ",")
+	if cidr == "" || cidr == m.givenCIDR {
 		return
 	}
 	if err := m.cfg.PodCIDR(ctx, cidr); err != nil {
-		m.cfg.Log.Warn("runtime did not take the pod CIDR", "cidr", cidr, "err", err)
+		m.cfg.Log.Warn("runtime did not take the pod CIDR, it is tried again", "cidr", cidr, "err", err)
 		return
 	}
-	m.mu.Lock()
 	m.givenCIDR = cidr
-	m.mu.Unlock()
 }
 
 // register creates the Node, or takes over the one that is there. It is false if ctx ended first.
@@ -296,14 +308,16 @@ func set(m *map[string]string, name, value string) {
 	(*m)[name] = value
 }
 
-// adopt begins with the API server's object. Its conditions keep the times at which they changed.
+// adopt begins with the API server's object and the status that was computed. Conditions keep the times at which they changed.
 func (m *Manager) adopt(n *v1.Node) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n.Spec.ProviderID == "" {
 		n.Spec.ProviderID = m.cfg.ProviderID
 	}
-	m.node, m.known = n.DeepCopy(), true
+	taken := n.DeepCopy()
+	taken.Status = m.overlay(&n.Status, &m.node.Status)
+	m.node, m.known = taken, true
 }
 
 // send patches the status if it changed, or if it was not sent for long.
@@ -341,9 +355,8 @@ func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
 	}
 	m.mu.Lock()
 	want := found.DeepCopy()
-	want.Status = *m.node.Status.DeepCopy()
+	want.Status = m.overlay(&found.Status, &m.node.Status)
 	m.mu.Unlock()
-	keepForeign(&want.Status, &found.Status)
 	if !due && !changed(&found.Status, &want.Status) {
 		return false, nil
 	}
@@ -357,29 +370,7 @@ func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
 	return true, nil
 }
 
-// keepForeign keeps conditions and resources that others have added.
-func keepForeign(want, found *v1.NodeStatus) {
-	for _, c := range found.Conditions {
-		if _, own := util.GetNodeCondition(want, c.Type); own == nil {
-			want.Conditions = append(want.Conditions, c)
-		}
-	}
-	for name, q := range found.Capacity {
-		if _, own := want.Capacity[name]; !own && !isOwnResource(name) {
-			want.Capacity[name] = q
-			want.Allocatable[name] = found.Allocatable[name]
-		}
-	}
-	want.VolumesAttached = found.VolumesAttached
-}
-
 // changed compares two statuses but for the times of heartbeats.
 func changed(a, b *v1.NodeStatus) bool {
-	x, y := a.DeepCopy(), b.DeepCopy()
-	for _, s := range []*v1.NodeStatus{x, y} {
-		for i := range s.Conditions {
-			s.Conditions[i].LastHeartbeatTime = metav1.Time{}
-		}
-	}
-	return !equality.Semantic.DeepEqual(x, y)
+	return !equality.Semantic.DeepEqual(withoutHeartbeats(a), withoutHeartbeats(b))
 }

@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -13,6 +12,7 @@ import (
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -77,29 +77,28 @@ func (m *Manager) refresh(ctx context.Context) {
 		m.handlersLocked(s, reply)
 	}
 	m.network = networkError(reply, statusErr)
-	m.conditionsLocked(s, errors.Join(runtimeError(reply, statusErr), m.network))
+	m.conditionsLocked(s, runtimeError(reply, statusErr), m.network)
 	s.VolumesInUse = m.cfg.InUse()
 	m.node = n
 }
 
 func (m *Manager) addresses(s *v1.NodeStatus) {
-	if m.cfg.CloudProvider {
-		return
+	if m.cfg.CloudProvider && len(s.Addresses) > 0 {
+		return // the cloud's controller has given them
 	}
 	s.Addresses = nil
-	for _, ip := range m.cfg.IPs {
-		s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip.String()})
+	if !m.cfg.CloudProvider {
+		for _, ip := range m.cfg.IPs {
+			s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip.String()})
+		}
 	}
 	s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: m.cfg.Hostname})
 }
 
 // resources sets ours, and leaves those that device plugins and administrators have added.
 func (m *Manager) resources(s *v1.NodeStatus) {
-	if s.Capacity == nil {
-		s.Capacity, s.Allocatable = v1.ResourceList{}, v1.ResourceList{}
-	}
-	maps.Copy(s.Capacity, m.cfg.Capacity)
-	maps.Copy(s.Allocatable, m.cfg.Allocatable)
+	s.Capacity = ownResources(s.Capacity, m.cfg.Capacity)
+	s.Allocatable = ownResources(s.Allocatable, m.cfg.Allocatable)
 }
 
 func isOwnResource(name v1.ResourceName) bool {
@@ -177,7 +176,7 @@ func networkError(reply *cri.StatusResponse, err error) error {
 }
 
 // conditionsLocked sets the four conditions of the kubelet. Ready is the last one.
-func (m *Manager) conditionsLocked(s *v1.NodeStatus, problem error) {
+func (m *Manager) conditionsLocked(s *v1.NodeStatus, problems ...error) {
 	p := m.cfg.Pressure()
 	m.conditionLocked(s, pressure(v1.NodeMemoryPressure, p.Memory, "KubeletHasInsufficientMemory", "kubelet has insufficient memory available",
 		"KubeletHasSufficientMemory", "kubelet has sufficient memory available"))
@@ -186,9 +185,9 @@ func (m *Manager) conditionsLocked(s *v1.NodeStatus, problem error) {
 	m.conditionLocked(s, pressure(v1.NodePIDPressure, p.PIDs, "KubeletHasInsufficientPID", "kubelet has insufficient PID available",
 		"KubeletHasSufficientPID", "kubelet has sufficient PID available"))
 	ready := v1.NodeCondition{Type: v1.NodeReady, Status: v1.ConditionTrue, Reason: "KubeletReady", Message: "kubelet is posting ready status"}
-	if err := errors.Join(problem, m.cfg.Healthy()); err != nil {
-		ready.Status, ready.Reason = v1.ConditionFalse, "KubeletNotReady"
-		ready.Message = strings.ReplaceAll(err.Error(), "\n", ", ")
+	// An aggregate names each problem once: a runtime that is down is also why there is no network.
+	if err := utilerrors.NewAggregate(append(problems, m.cfg.Healthy())); err != nil {
+		ready.Status, ready.Reason, ready.Message = v1.ConditionFalse, "KubeletNotReady", err.Error()
 	}
 	m.conditionLocked(s, ready)
 }
