@@ -79,12 +79,12 @@ type Pressure struct{ Memory, Disk, PIDs bool }
 type Manager struct {
 	cfg Config
 
-	mu        sync.Mutex
-	node      *v1.Node // as last seen or sent
-	known     bool     // the API server has it
-	features  map[string]*cri.RuntimeHandlerFeatures
-	network   error // why pods can't get a network now
-	sentAt    time.Time
+	mu       sync.Mutex
+	node     *v1.Node // as last seen or sent
+	known    bool     // the API server has it
+	features map[string]*cri.RuntimeHandlerFeatures
+	network  error // why pods can't get a network now
+	sentAt   time.Time
 
 	givenCIDR string        // of the loop alone
 	seen      chan struct{} // the API server has another Node
@@ -150,26 +150,25 @@ func (m *Manager) loop(ctx context.Context, then func()) {
 	m.giveCIDR(ctx)
 	// A runtime that starts beside this process is ready within a moment; nobody should wait ten seconds for it.
 	period := min(m.cfg.Every, time.Second)
+	timer := time.NewTimer(period)
+	defer timer.Stop()
 	for {
-		timer := time.NewTimer(period)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return
-		case <-m.seen:
-			timer.Stop()
+		case <-m.seen: // which must not put off the next status
 			m.giveCIDR(ctx)
 			continue
 		case <-m.cfg.StatusNow:
 		case <-timer.C:
 		}
-		timer.Stop()
 		m.refresh(ctx)
 		then()
 		m.giveCIDR(ctx)
 		if m.NetworkReady() == nil {
 			period = m.cfg.Every
 		}
+		timer.Reset(period)
 	}
 }
 
