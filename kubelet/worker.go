@@ -142,11 +142,14 @@ func (w *worker) begin(ctx context.Context) (context.Context, view) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	ctx, w.cancel = context.WithCancel(ctx)
-	if w.stage == syncing && (w.spec.DeletionTimestamp != nil || w.removed || w.final != nil) {
+	if w.stage == syncing && (w.spec.DeletionTimestamp != nil || w.removed || w.final != nil || hasEnded(w.spec)) {
 		w.stage = ending
 	}
 	return ctx, view{pod: w.spec, stage: w.stage, removed: w.removed, final: w.final, grace: w.grace}
 }
+
+// hasEnded is true for a pod that the API server knows to have ended: it is never run again, whatever the runtime has of it.
+func hasEnded(p *v1.Pod) bool { return !pod.IsStatic(p) && pod.IsTerminal(p.Status.Phase) }
 
 func (w *worker) finish() {
 	w.mu.Lock()

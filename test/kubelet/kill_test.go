@@ -82,7 +82,17 @@ func (s *space) allReady(selector string, count int) {
 	})
 }
 
-// TestKubeletKilled: no container restarts because the kubelet did, no restart is forgotten, and readiness does not flicker.
+const finished = `
+apiVersion: v1
+kind: Pod
+metadata: {name: finished}
+spec:
+  restartPolicy: Never
+  containers: [{name: main, image: IMAGE, command: ["true"]}]
+`
+
+// TestKubeletKilled: no container restarts because the kubelet did, no restart is forgotten, readiness does not flicker, and
+// a pod that has ended stays so even if the runtime has forgotten it.
 func TestKubeletKilled(t *testing.T) {
 	s := alone(t)
 	s.apply(steady)
@@ -90,6 +100,11 @@ func TestKubeletKilled(t *testing.T) {
 	crashed := s.waitPod("crash", "restarted", func(p *v1.Pod) bool {
 		return len(p.Status.ContainerStatuses) == 1 && p.Status.ContainerStatuses[0].RestartCount >= 1
 	})
+	s.apply(finished)
+	s.waitPod("finished", "done", phase(v1.PodSucceeded))
+	if err := node.forget(s.Context(), s.name, "finished"); err != nil {
+		t.Fatal(err)
+	}
 	before := s.containerIDs("app=steady")
 	times := s.readySince("app=steady")
 	for range 3 {
@@ -109,6 +124,12 @@ func TestKubeletKilled(t *testing.T) {
 		if times[name] != since {
 			t.Errorf("%s: ready since %s before and since %s after", name, times[name], since)
 		}
+	}
+	if p := s.pod("finished"); p.Status.Phase != v1.PodSucceeded || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Errorf("a pod that had succeeded: %s, %+v", p.Status.Phase, p.Status.ContainerStatuses[0])
+	}
+	if list, err := node.list(s.Context(), s.name, "finished"); err != nil || len(list) > 0 {
+		t.Errorf("a pod that had succeeded was run again: %v, %v", list, err)
 	}
 	after := s.pod("crash").Status.ContainerStatuses[0].RestartCount
 	if had := crashed.Status.ContainerStatuses[0].RestartCount; after < had {
@@ -146,9 +167,9 @@ func TestDeletedWhileKubeletWasAway(t *testing.T) {
 		return nil
 	})
 	s.eventually("the runtime to have nothing of them", func() error {
-		n, err := node.sandboxes(s.Context(), s.name)
-		if err == nil && n > 0 {
-			err = fmt.Errorf("it has %d sandboxes", n)
+		list, err := node.list(s.Context(), s.name, "")
+		if err == nil && len(list) > 0 {
+			err = fmt.Errorf("it has %d sandboxes", len(list))
 		}
 		return err
 	})

@@ -155,12 +155,24 @@ func (s *subject) close() error {
 	return errors.Join(errs...)
 }
 
-// sandboxes counts what the runtime has of a namespace's pods.
-func (s *subject) sandboxes(ctx context.Context, namespace string) (int, error) {
-	list, err := runtime.Client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{
-		Filter: &cri.PodSandboxFilter{LabelSelector: map[string]string{"io.kubernetes.pod.namespace": namespace}},
-	})
-	return len(list.GetItems()), err
+// list is what the runtime has of a namespace's pods, or of one of them.
+func (s *subject) list(ctx context.Context, namespace, pod string) ([]*cri.PodSandbox, error) {
+	labels := map[string]string{"io.kubernetes.pod.namespace": namespace}
+	if pod != "" {
+		labels["io.kubernetes.pod.name"] = pod
+	}
+	reply, err := runtime.Client.Runtime.ListPodSandbox(ctx, &cri.ListPodSandboxRequest{Filter: &cri.PodSandboxFilter{LabelSelector: labels}})
+	return reply.GetItems(), err
+}
+
+// forget removes a pod from the runtime behind the kubelet's back.
+func (s *subject) forget(ctx context.Context, namespace, pod string) error {
+	list, err := s.list(ctx, namespace, pod)
+	for _, p := range list {
+		_, removeErr := runtime.Client.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.Id})
+		err = errors.Join(err, removeErr)
+	}
+	return err
 }
 
 func removePods() error {
