@@ -5,16 +5,14 @@ package config
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 	"sigs.k8s.io/yaml"
@@ -23,7 +21,7 @@ import (
 // Config is the configuration as files and flags say it, complete with defaults.
 type Config struct {
 	kubeletconfig.KubeletConfiguration
-	// Set are the names of the fields that a file set, for Warnings.
+	// Set are the names of the fields that a file set, and of fields and flags without effect that a flag set, for Warnings.
 	Set map[string]bool
 }
 
@@ -32,7 +30,7 @@ const (
 	kind       = "KubeletConfiguration"
 )
 
-// Load reads file, which may be "", and then each *.conf of dir, which may be "", in the order of their names (KEP-3983): a
+// Load reads file, which may be "", and then each *.conf in and below dir, which may be "", in the order of their names (KEP-3983): a
 // field of a later one replaces that of an earlier one, tables are merged, and lists are replaced.
 func Load(file, dir string) (*Config, error) {
 	files, err := list(file, dir)
@@ -67,11 +65,16 @@ func list(file, dir string) ([]string, error) {
 	if dir == "" {
 		return files, nil
 	}
-	more, err := filepath.Glob(filepath.Join(dir, "*.conf"))
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && !entry.IsDir() && filepath.Ext(path) == ".conf" {
+			files = append(files, path)
+		}
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("config directory %s: %w", dir, err)
+		return nil, fmt.Errorf("config directory: %w", err)
 	}
-	return append(files, more...), nil
+	return files, nil
 }
 
 func mergeFile(into map[string]any, file string) error {
@@ -111,10 +114,7 @@ func merge(into, from map[string]any) {
 func (c *Config) Default() {
 	fillAll(&c.KubeletConfiguration)
 	if c.EvictionHard == nil {
-		c.EvictionHard = map[string]string{}
-		if c.EvictionSoft == nil || c.MergeDefaultEvictionSettings == nil || *c.MergeDefaultEvictionSettings || len(c.EvictionSoft) == 0 {
-			c.EvictionHard = maps.Clone(defaultEviction)
-		}
+		c.EvictionHard = maps.Clone(defaultEviction)
 	} else if c.MergeDefaultEvictionSettings != nil && *c.MergeDefaultEvictionSettings {
 		merged := maps.Clone(defaultEviction)
 		maps.Copy(merged, c.EvictionHard)
@@ -202,50 +202,11 @@ func fillAll(c *kubeletconfig.KubeletConfiguration) {
 	}
 }
 
-// Validate returns all mistakes, joined.
-func (c *Config) Validate() error {
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	if c.CgroupDriver != "cgroupfs" && c.CgroupDriver != "systemd" {
-		bad("cgroupDriver %q: write cgroupfs or systemd", c.CgroupDriver)
-	}
-	if !strings.HasPrefix(c.ContainerRuntimeEndpoint, "unix:///") {
-		bad("containerRuntimeEndpoint %q: write unix:///path/to/socket", c.ContainerRuntimeEndpoint)
-	}
-	if c.MaxPods < 1 {
-		bad("maxPods %d: must be at least 1", c.MaxPods)
-	}
-	high, low := *c.ImageGCHighThresholdPercent, *c.ImageGCLowThresholdPercent
-	if high < 0 || high > 100 || low < 0 || low > high {
-		bad("imageGCLowThresholdPercent %d, imageGCHighThresholdPercent %d: must be from 0 to 100, the low one below the high one", low, high)
-	}
-	if _, err := resource.ParseQuantity(c.ContainerLogMaxSize); err != nil {
-		bad("containerLogMaxSize %q: %w", c.ContainerLogMaxSize, err)
-	}
-	if *c.ContainerLogMaxFiles < 2 {
-		bad("containerLogMaxFiles %d: must be at least 2", *c.ContainerLogMaxFiles)
-	}
-	for field, reserved := range map[string]map[string]string{"systemReserved": c.SystemReserved, "kubeReserved": c.KubeReserved} {
-		for name, value := range reserved {
-			if _, err := resource.ParseQuantity(value); err != nil {
-				bad("%s: %s: %q: %w", field, name, value, err)
-			}
-		}
-	}
-	if (c.TLSCertFile == "") != (c.TLSPrivateKeyFile == "") {
-		bad("tlsCertFile, tlsPrivateKeyFile: set both or none")
-	}
-	if c.ShutdownGracePeriodCriticalPods.Duration > c.ShutdownGracePeriod.Duration {
-		bad("shutdownGracePeriodCriticalPods %s: must not be above shutdownGracePeriod %s", c.ShutdownGracePeriodCriticalPods.Duration, c.ShutdownGracePeriod.Duration)
-	}
-	return errors.Join(errs...)
-}
-
-// Warnings names the fields that were set and are not honoured here, sorted.
+// Warnings names the fields and flags that were set and are not honoured here, sorted.
 func (c *Config) Warnings() []string {
 	var out []string
 	for name := range c.Set {
-		if why, ignored := ignored[name]; ignored {
+		if why := cmp.Or(ignored[name], ignoredFlags[name]); why != "" {
 			out = append(out, fmt.Sprintf("%s is set and has no effect here: %s", name, why))
 		}
 	}
