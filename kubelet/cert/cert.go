@@ -24,6 +24,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+	certutil "k8s.io/client-go/util/cert"
 	"k8s.io/client-go/util/certificate"
 	"k8s.io/client-go/util/connrotation"
 )
@@ -44,11 +45,11 @@ type Client struct {
 	Log        *slog.Logger
 }
 
-// Config reads the kubeconfig. If that does not exist, a certificate is asked for with the bootstrap kubeconfig, which may
+// Config reads the kubeconfig. If that does not exist, or its certificate has expired, a certificate is asked for with the bootstrap kubeconfig, which may
 // wait for somebody to approve the request, and the kubeconfig is written. A certificate that is renewed later is used for
 // all connections from then on. ctx limits all of this, renewals too.
 func (c Client) Config(ctx context.Context) (*rest.Config, error) {
-	if _, err := os.Stat(c.Kubeconfig); errors.Is(err, fs.ErrNotExist) && c.Bootstrap != "" {
+	if c.Bootstrap != "" && !c.usable() {
 		return c.bootstrap(ctx)
 	}
 	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
@@ -66,6 +67,37 @@ func (c Client) Config(ctx context.Context) (*rest.Config, error) {
 		return nil, err
 	}
 	return c.follow(ctx, rest.AnonymousClientConfig(config), m)
+}
+
+// usable tells whether the kubeconfig can be read and none of its certificates has expired: a node that was off for a year
+// joins anew.
+func (c Client) usable() bool {
+	if _, err := os.Stat(c.Kubeconfig); errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig)
+	if err == nil {
+		err = rest.LoadTLSFiles(config)
+	}
+	if err != nil {
+		c.Log.Warn("kubeconfig is not used, its node joins anew", "file", c.Kubeconfig, "err", err)
+		return false
+	}
+	if len(config.CertData) == 0 {
+		return true // a token, or a program that gives credentials
+	}
+	chain, err := certutil.ParseCertsPEM(config.CertData)
+	if err != nil {
+		c.Log.Warn("kubeconfig is not used, its node joins anew", "file", c.Kubeconfig, "err", err)
+		return false
+	}
+	for _, certificate := range chain {
+		if time.Now().After(certificate.NotAfter) {
+			c.Log.Warn("client certificate has expired, its node joins anew", "file", c.Kubeconfig, "end", certificate.NotAfter)
+			return false
+		}
+	}
+	return true
 }
 
 // bootstrap asks for the first certificate.
