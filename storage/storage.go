@@ -193,13 +193,29 @@ const (
 func (s *Store) removeLeft(path string) error {
 	var err error
 	for range leftTries {
-		if err = os.RemoveAll(path); err == nil {
+		if err = errors.Join(unmountLeft(path), os.RemoveAll(path)); err == nil {
 			return nil
 		}
 		s.log.Warn("not removed yet", "path", path, "err", err, "holds", holds(err))
 		<-time.After(leftPause)
 	}
 	return err
+}
+
+// unmountLeft unmounts the root filesystems whose removal was interrupted: the driver moves a layer's directory away
+// together with what is mounted in it.
+func unmountLeft(path string) error {
+	mounts, err := filepath.Glob(filepath.Join(path, "*", "merged"))
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		err := unix.Unmount(m, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // nothing is mounted there
+			return fmt.Errorf("unmount %s: %w", m, err)
+		}
+	}
+	return nil
 }
 
 // holds names what is in the directory that could not be removed.

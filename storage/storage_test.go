@@ -292,6 +292,27 @@ func TestUserNamespaceRootfs(t *testing.T) {
 	}
 }
 
+// A daemon that is killed while it removes a root filesystem may leave it mounted where the driver moved it.
+func TestClearUnmountsWhatWasBeingRemoved(t *testing.T) {
+	s := openStore(t, testConfig(t))
+	defer closeStore(t, s)
+	moved := filepath.Join(s.deletedDir(), "temp-dir-1")
+	merged := filepath.Join(moved, "1-layer", "merged")
+	if err := os.MkdirAll(merged, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", merged, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(merged, unix.MNT_DETACH) })
+	if err := s.clear(s.deletedDir()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(moved); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s is still there: %v", moved, err)
+	}
+}
+
 func TestImageMounts(t *testing.T) {
 	cfg := testConfig(t)
 	s := openStore(t, cfg)
