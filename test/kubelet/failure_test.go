@@ -203,8 +203,8 @@ spec:
   containers:
   - name: main
     image: IMAGE
-    command: [sh, -c, "dd if=/dev/zero of=/work/f bs=1024 count=5000; trap exit TERM; while :; do sleep 0.1; done"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "dd if=/dev/zero of=/job/f bs=1024 count=5000; trap exit TERM; while :; do sleep 0.1; done"]
+    volumeMounts: [{name: work, mountPath: /job}]
   volumes: [{name: work, emptyDir: {sizeLimit: 1Mi}}]
 `)
 	p := &v1.Pod{}

@@ -34,14 +34,14 @@ spec:
   initContainers:
   - name: prepare
     image: IMAGE
-    command: [sh, -c, "echo prepared > /work/state"]
-    volumeMounts: [{name: work, mountPath: /work}]
+    command: [sh, -c, "echo prepared > /job/state"]
+    volumeMounts: [{name: work, mountPath: /job}]
   - name: helper
     image: IMAGE
     restartPolicy: Always
     command: [sh, -c, "trap exit TERM; while :; do sleep 0.1; done"]
-    startupProbe: {exec: {command: [cat, /work/state]}, periodSeconds: 1}
-    volumeMounts: [{name: work, mountPath: /work}]
+    startupProbe: {exec: {command: [cat, /job/state]}, periodSeconds: 1}
+    volumeMounts: [{name: work, mountPath: /job}]
   containers:
   - name: main
     image: IMAGE
@@ -49,7 +49,7 @@ spec:
     args:
     - |
       trap exit TERM
-      cat /work/state; echo "node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU absent=$ABSENT."; env | grep GREETING
+      cat /job/state; echo "node=$NODE ip=$IP color=$COLOR door=$DOOR cpu=$CPU absent=$ABSENT."; env | grep GREETING
       cat /etc/settings/color; cat /pod/labels; grep elsewhere /etc/hosts; grep cluster.local /etc/resolv.conf
       test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token
       while :; do sleep 0.1; done
@@ -63,9 +63,9 @@ spec:
     - {name: CPU, valueFrom: {resourceFieldRef: {resource: requests.cpu, divisor: 1m}}}
     - {name: ABSENT, valueFrom: {configMapKeyRef: {name: absent, key: x, optional: true}}}
     resources: {requests: {cpu: 20m, memory: 16Mi}, limits: {memory: 64Mi}}
-    readinessProbe: {exec: {command: [cat, /work/state]}, periodSeconds: 1}
+    readinessProbe: {exec: {command: [cat, /job/state]}, periodSeconds: 1}
     volumeMounts:
-    - {name: work, mountPath: /work}
+    - {name: work, mountPath: /job}
     - {name: settings, mountPath: /etc/settings}
     - {name: self, mountPath: /pod}
   volumes:

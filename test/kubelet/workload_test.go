@@ -83,8 +83,8 @@ spec:
       containers:
       - name: sum
         image: IMAGE
-        command: [sh, -c, "test -e /work/tried || { touch /work/tried; exit 3; }; echo done"]
-        volumeMounts: [{name: work, mountPath: /work}]
+        command: [sh, -c, "test -e /job/tried || { touch /job/tried; exit 3; }; echo done"]
+        volumeMounts: [{name: work, mountPath: /job}]
       volumes: [{name: work, emptyDir: {}}]
 `)
 	var job *batchv1.Job
