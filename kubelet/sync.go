@@ -78,14 +78,14 @@ func (w *worker) isAdmitted() bool {
 	return w.admitted
 }
 
-// admit checks a pod once. One that ran before this process did is in.
+// admit checks a pod once. One that ran before this process did is in: it holds what it was given.
 func (w *worker) admit(p *v1.Pod) *admit.Refusal {
-	node := w.k.admission()
-	if s, known := w.k.status.Get(w.uid); (known && s.StartTime != nil) || p.Status.StartTime != nil {
-		node.Pressure, node.ShuttingDown, node.Allocatable, node.Pods = false, false, nil, nil
-	}
-	if refusal := admit.Check(p, node); refusal != nil {
-		return refusal
+	s, known := w.k.status.Get(w.uid)
+	ran := p.Status.StartTime != nil || (known && s.StartTime != nil)
+	if !ran {
+		if refusal := admit.Check(p, w.k.admission()); refusal != nil {
+			return refusal
+		}
 	}
 	w.mu.Lock()
 	w.admitted = true

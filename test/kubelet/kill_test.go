@@ -45,6 +45,7 @@ spec:
         command: [sh, -c, "trap exit TERM; touch /tmp/ok; while :; do sleep 0.1; done"]
         livenessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1, failureThreshold: 3}
         readinessProbe: {exec: {command: [cat, /tmp/ok]}, periodSeconds: 1}
+        resources: {requests: {cpu: 10m, memory: 8Mi}}
 ---
 apiVersion: v1
 kind: Pod
