@@ -29,6 +29,9 @@ var Rules = []Rule{
 	// It reaches the runtime through the CRI socket only, and would work over another one.
 	{"kubelet", []string{"internal"}},
 	{"cmd/orlop-kubelet", []string{"kubelet", "internal"}},
+	// It works beside any runtime and any kubelet.
+	{"proxy", []string{"internal"}},
+	{"cmd/orlop-proxy", []string{"proxy", "internal"}},
 	{"internal", nil},
 	{"test", []string{Anything}},
 }
@@ -49,8 +52,10 @@ var Homes = []Home{
 		"libcontainer types stop at the runtime and the worker"},
 	{"google.golang.org/grpc", []string{"server", "kubelet", "cmd/orlop", "test"}, nil,
 		"gRPC is the CRI edge's, on either side"},
-	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "cmd/orlop", "cmd/orlop-kubelet", "test"}, nil,
-		"CRI types stop at the server and the spec; the kubelet is made of Kubernetes' own"},
+	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "proxy", "cmd/orlop", "cmd/orlop-kubelet", "cmd/orlop-proxy", "test"}, nil,
+		"CRI types stop at the server and the spec; the kubelet and the proxy are made of Kubernetes' own"},
+	{"github.com/google/nftables", []string{"proxy/nft"}, []string{"test"},
+		"nft syntax stops at its backend"},
 	{"github.com/pelletier/go-toml", []string{"internal/config"}, nil,
 		"configuration is read in one place"},
 	{"github.com/spf13/cobra", []string{"cmd"}, nil,
@@ -67,6 +72,7 @@ var Pure = map[string][]string{
 	"kubelet/pod":      {"os", "os/exec", "net", "net/http", "log/slog"},
 	"kubelet/resource": {"os", "os/exec", "net", "net/http", "log/slog"},
 	"kubelet/spec":     {"os", "os/exec", "net", "net/http", "log/slog"},
+	"proxy/model":      {"os", "os/exec", "net", "net/http", "log/slog"},
 	"oci/spec":         {"os", "os/exec", "io/ioutil", "net", "net/http", "path/filepath", "log", "log/slog"},
 }
 
