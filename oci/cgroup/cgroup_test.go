@@ -3,6 +3,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -174,16 +175,22 @@ func live(t testing.TB) (Host, string) {
 		t.Fatalf("%v, %v", made, err)
 	}
 	t.Cleanup(func() {
-		if err := h.Remove(made); err != nil {
-			t.Error(err)
-		}
-		for _, pattern := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
-			if left, _ := filepath.Glob(pattern + filepath.Dir(parent)); len(left) > 0 {
-				t.Errorf("left: %v", left)
-			}
-		}
+		wait(t, "the cgroups to go", func() bool { return remove(t, h, made...) })
 	})
 	return h, parent
+}
+
+// remove tells whether nothing is left of cgroups. A process that has ended may be counted in one hierarchy a moment
+// longer than in another, and so keep a directory there.
+func remove(t testing.TB, h Host, dirs ...string) bool {
+	t.Helper()
+	if err := h.Remove(dirs); err != nil {
+		t.Error(err)
+	}
+	return !slices.ContainsFunc(h.hierarchies, func(hierarchy string) bool {
+		_, err := os.Stat(h.path(hierarchy, dirs[0]))
+		return err == nil
+	})
 }
 
 func TestEnsurePod(t *testing.T) {
@@ -234,30 +241,63 @@ func killable(h Host, dir string) string {
 	return h.path("freezer", dir)
 }
 
+// join starts a shell in the cgroup at dir. It runs the script when the file is closed, so that no child of it is born
+// in one hierarchy before the shell has come to the next.
+func join(t *testing.T, h Host, dir, script string) (*exec.Cmd, io.Closer) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", "read go; "+script)
+	hold, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // also if the test has failed
+		_ = errors.Join(Kill(killable(h, dir)), cmd.Process.Kill(), cmd.Wait())
+	})
+	for _, hierarchy := range h.hierarchies {
+		if err := os.WriteFile(filepath.Join(h.path(hierarchy, dir), "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cmd, hold
+}
+
+// count is the number of processes in a cgroup and below it.
+func count(t *testing.T, h Host, dir string) int {
+	t.Helper()
+	pids, err := h.Processes(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(pids)
+}
+
+func wait(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
 func TestKill(t *testing.T) {
 	h, parent := live(t)
 	child := filepath.Join(parent, "orlop-c1")
 	if _, err := h.EnsurePod(child); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("/bin/sh", "-c", "sleep 100 & sleep 100")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	join := func(pid int) {
-		for _, hierarchy := range h.hierarchies {
-			if err := os.WriteFile(filepath.Join(h.path(hierarchy, child), "cgroup.procs"), fmt.Append(nil, pid), 0); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	join(cmd.Process.Pid)
+	cmd, hold := join(t, h, child, "sleep 100 & sleep 100 & wait")
 	if err := h.Remove([]string{child}); err != nil { // in use: left alone
 		t.Error(err)
 	}
-	if pids, err := h.Processes(parent); err != nil || !slices.Contains(pids, cmd.Process.Pid) {
-		t.Errorf("%v, %v", pids, err)
+	if pids, err := h.Processes(parent); err != nil || !slices.Equal(pids, []int{cmd.Process.Pid}) {
+		t.Errorf("%v, %v; want %d", pids, err, cmd.Process.Pid)
 	}
+	hold.Close()
+	wait(t, "the shell's children", func() bool { return count(t, h, parent) == 3 })
 	if err := Kill(killable(h, parent)); err != nil {
 		t.Error(err)
 	}
@@ -265,18 +305,7 @@ func TestKill(t *testing.T) {
 	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGKILL {
 		t.Errorf("%v", cmd.ProcessState)
 	}
-	// A process that has ended may be counted in one hierarchy a moment longer than in another.
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
-		if err := h.Remove([]string{child}); err != nil {
-			t.Error(err)
-		}
-		if !slices.ContainsFunc(h.hierarchies, func(hierarchy string) bool {
-			_, err := os.Stat(h.path(hierarchy, child))
-			return err == nil
-		}) {
-			break
-		}
-	}
+	wait(t, "every hierarchy to let go", func() bool { return remove(t, h, child) })
 	if err := Kill("/no/such/cgroup"); err != nil {
 		t.Error(err)
 	}
@@ -285,47 +314,22 @@ func TestKill(t *testing.T) {
 // A process that forks as fast as it can is killed with its children, and one that is frozen, too.
 func TestKillForkers(t *testing.T) {
 	h, parent := live(t)
-	cmd := exec.Command("/bin/sh", "-c", "read go; while :; do (sleep 100 &) ; done")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, hold := join(t, h, parent, "while :; do (sleep 100 &) ; done")
 	for _, hierarchy := range h.hierarchies {
-		dir := h.path(hierarchy, parent)
 		if hierarchy == "" || hierarchy == "pids" {
-			if err := os.WriteFile(filepath.Join(dir, "pids.max"), []byte("50"), 0); err != nil {
+			if err := os.WriteFile(filepath.Join(h.path(hierarchy, parent), "pids.max"), []byte("50"), 0); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0); err != nil {
-			t.Fatal(err)
-		}
 	}
-	in.Close()
-	count := func() int {
-		pids, err := h.Processes(parent)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(pids)
-	}
-	wait := func(what string, ok func() bool) {
-		for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("%s: %d processes", what, count())
-			}
-		}
-	}
-	wait("forked", func() bool { return count() > 10 })
+	hold.Close()
+	wait(t, "the shell's children", func() bool { return count(t, h, parent) > 10 })
 	freeze(killable(h, parent), true)
 	if err := Kill(killable(h, parent)); err != nil {
 		t.Error(err)
 	}
 	_ = cmd.Wait()
-	wait("killed", func() bool { return count() == 0 })
+	wait(t, "all to be killed", func() bool { return count(t, h, parent) == 0 })
 }
 
 func BenchmarkRead(b *testing.B) {
