@@ -52,7 +52,7 @@ var Homes = []Home{
 		"libcontainer types stop at the runtime and the worker"},
 	{"google.golang.org/grpc", []string{"server", "kubelet", "cmd/orlop", "test"}, nil,
 		"gRPC is the CRI edge's, on either side"},
-	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "proxy", "cmd/orlop", "cmd/orlop-kubelet", "cmd/orlop-proxy", "test"}, nil,
+	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "proxy", "internal/kube", "cmd/orlop", "cmd/orlop-kubelet", "cmd/orlop-proxy", "test"}, nil,
 		"CRI types stop at the server and the spec; the kubelet and the proxy are made of Kubernetes' own"},
 	{"github.com/google/nftables", []string{"proxy/nft"}, []string{"test"},
 		"nft syntax stops at its backend"},
