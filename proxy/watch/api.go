@@ -211,22 +211,25 @@ func (f *followed) awaitNode(ctx context.Context) {
 	}
 }
 
-func (f *followed) serviceCIDRs() *mirror[[]netip.Prefix] {
-	m := newMirror(mirror[[]netip.Prefix]{
+// serviceCIDR is what is needed of a ServiceCIDR: its ranges.
+type serviceCIDR []netip.Prefix
+
+func (f *followed) serviceCIDRs() *mirror[serviceCIDR] {
+	m := newMirror(mirror[serviceCIDR]{
 		parse:    parseServiceCIDR,
 		complain: f.complain,
 		synced:   func() { f.out.synced(ServiceCIDRs) },
 	})
-	m.tell = func(difference[[]netip.Prefix]) { f.out.serviceCIDRs(union(m.known)) }
+	m.tell = func(difference[serviceCIDR]) { f.out.serviceCIDRs(union(m.known)) }
 	return m
 }
 
-func parseServiceCIDR(object metav1.Object) (*[]netip.Prefix, error) {
+func parseServiceCIDR(object metav1.Object) (*serviceCIDR, error) {
 	cidr, ok := object.(*networkingv1.ServiceCIDR)
 	if !ok {
 		return nil, fmt.Errorf("%T is no ServiceCIDR", object)
 	}
-	var out []netip.Prefix
+	var out serviceCIDR
 	var errs []error
 	for _, s := range cidr.Spec.CIDRs {
 		prefix, err := netip.ParsePrefix(s)
@@ -240,7 +243,7 @@ func parseServiceCIDR(object metav1.Object) (*[]netip.Prefix, error) {
 }
 
 // union is all ranges, in order and each once.
-func union(known map[model.Name]*[]netip.Prefix) []netip.Prefix {
+func union(known map[model.Name]*serviceCIDR) []netip.Prefix {
 	var out []netip.Prefix
 	for _, prefixes := range known {
 		out = append(out, *prefixes...)
