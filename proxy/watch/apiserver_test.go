@@ -62,19 +62,20 @@ type change struct {
 	before  object // for what a selector chose before
 }
 
-var scheme = runtime.NewScheme()
-
-func init() {
+// scheme is made when it is needed: a benchmark's child does not need it, and its memory is measured.
+var scheme = sync.OnceValue(func() *runtime.Scheme {
+	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, eventsv1.AddToScheme} {
 		if err := add(scheme); err != nil {
 			panic(err)
 		}
 	}
-}
+	return scheme
+})
 
 func newAPIServer(t testing.TB) *apiServer {
 	t.Helper()
-	s := &apiServer{codecs: serializer.NewCodecFactory(scheme), objects: map[string]map[string]object{}, refuse: map[string]int{}, version: 100, watches: map[*bool]bool{}}
+	s := &apiServer{codecs: serializer.NewCodecFactory(scheme()), objects: map[string]map[string]object{}, refuse: map[string]int{}, version: 100, watches: map[*bool]bool{}}
 	s.changed = sync.NewCond(&s.mu)
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(func() { s.dropWatches(); s.Close() })
@@ -238,7 +239,7 @@ func (s *apiServer) encode(r *http.Request, o runtime.Object) (text []byte, medi
 	if strings.HasPrefix(r.Header.Get("Accept"), runtime.ContentTypeProtobuf) {
 		mediaType = runtime.ContentTypeProtobuf
 	}
-	kinds, _, err := scheme.ObjectKinds(o)
+	kinds, _, err := scheme().ObjectKinds(o)
 	if err != nil {
 		panic(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -123,14 +124,13 @@ func (r *recorder) await(t testing.TB, what string, is func() bool) {
 
 func (r *recorder) awaitSynced(t testing.TB) {
 	t.Helper()
-	r.await(t, "synced", func() bool {
-		for _, n := range r.synced {
-			if n == 0 {
-				return false
-			}
-		}
-		return true
-	})
+	r.await(t, "synced", func() bool { return !slices.Contains(r.synced[:], 0) })
+}
+
+func (r *recorder) allSynced() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !slices.Contains(r.synced[:], 0)
 }
 
 // run runs a source for the time of a test.
