@@ -10,13 +10,11 @@ type HealthCheck struct {
 	LocalEndpoints int
 }
 
-// HealthChecks are those of all Services that ask for one.
+// HealthChecks are those of all Services that ask for one, in no order.
 func (s *State) HealthChecks() []HealthCheck {
-	var out []HealthCheck
-	for name, e := range s.services {
-		if e.service == nil || e.service.HealthCheckNodePort == 0 {
-			continue
-		}
+	out := make([]HealthCheck, 0, len(s.checked))
+	for name := range s.checked {
+		e := s.services[name]
 		out = append(out, HealthCheck{Service: name, Port: e.service.HealthCheckNodePort, LocalEndpoints: e.readyHere(s.node)})
 	}
 	return out

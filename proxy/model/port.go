@@ -24,7 +24,7 @@ func makePort(s *Service, p ServicePort, key PortKey, c choice, from senders) *P
 	if p.NodePort != 0 {
 		port.Frontends = append(port.Frontends, Frontend{Kind: NodePort, Port: p.NodePort, Routes: external})
 	}
-	sources := sourcesOf(s, key.Family)
+	sources := sourcesOf(s, key.Family, from)
 	for i := range port.Frontends {
 		if port.Frontends[i].Kind == LoadBalancer {
 			port.Frontends[i].Sources = sources
@@ -38,6 +38,7 @@ func makePort(s *Service, p ServicePort, key PortKey, c choice, from senders) *P
 type senders struct {
 	podsKnown     bool // pods can be told from others
 	masqueradeAll bool
+	nodeIPs       []netip.Addr
 }
 
 // keepUsed takes the lists that a route leads to.
@@ -55,9 +56,11 @@ func (p *Port) keepUsed(c choice) {
 	}
 }
 
-// sourcesOf is nil where a range holds all of the family: that is the same as none.
-func sourcesOf(s *Service, family Family) []netip.Prefix {
+// sourcesOf is nil where a range holds all of the family: that is the same as none. A load balancer's address is often
+// one of the node's as well; what the node sends there then has that address as its source, and may pass if the node may.
+func sourcesOf(s *Service, family Family, from senders) []netip.Prefix {
 	var out []netip.Prefix
+	nodeMay := false
 	for _, r := range s.SourceRanges {
 		if FamilyOf(r.Addr()) != family {
 			continue
@@ -66,6 +69,12 @@ func sourcesOf(s *Service, family Family) []netip.Prefix {
 			return nil
 		}
 		out = append(out, r)
+		nodeMay = nodeMay || slices.ContainsFunc(from.nodeIPs, r.Contains)
+	}
+	for _, addr := range s.LoadBalancerIPs {
+		if nodeMay && FamilyOf(addr) == family {
+			out = append(out, netip.PrefixFrom(addr, addr.BitLen()))
+		}
 	}
 	return out
 }

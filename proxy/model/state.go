@@ -19,6 +19,8 @@ type State struct {
 	// claims are, for each address and port, the ports of Services that would like to have it. The first has it.
 	claims map[claimKey][]claimant
 	dirty  map[Name]bool
+	// checked are the Services that ask for a health check.
+	checked map[Name]bool
 }
 
 // entry is a Service's objects, which may come in any order, and its ports as Commit told them last.
@@ -49,11 +51,24 @@ func (c claimant) compare(o claimant) int {
 
 // NewState is of a cluster without Services, seen from a node. Ports are of the network's families only.
 func NewState(node Node, network Network) *State {
-	from := map[Family]senders{}
+	s := &State{node: node, services: map[Name]*entry{}, claims: map[claimKey][]claimant{}, dirty: map[Name]bool{}, checked: map[Name]bool{}}
+	s.SetNetwork(network)
+	return s
+}
+
+// SetNetwork tells that the network is another.
+func (s *State) SetNetwork(network Network) {
+	s.senders = map[Family]senders{}
 	for _, family := range network.Families {
-		from[family] = senders{podsKnown: network.Local.Detects(family), masqueradeAll: network.MasqueradeAll}
+		s.senders[family] = senders{podsKnown: network.Local.Detects(family), masqueradeAll: network.MasqueradeAll, nodeIPs: network.NodeIPs}
 	}
-	return &State{node: node, senders: from, services: map[Name]*entry{}, claims: map[claimKey][]claimant{}, dirty: map[Name]bool{}}
+	s.touchAll()
+}
+
+func (s *State) touchAll() {
+	for name := range s.services {
+		s.dirty[name] = true
+	}
 }
 
 // SetNode tells that the node's name or zone is another.
@@ -62,9 +77,7 @@ func (s *State) SetNode(node Node) {
 		return
 	}
 	s.node = node
-	for name := range s.services {
-		s.dirty[name] = true
-	}
+	s.touchAll()
 }
 
 func (s *State) touch(name Name) *entry {
@@ -78,13 +91,19 @@ func (s *State) touch(name Name) *entry {
 }
 
 // SetService adds or replaces a Service.
-func (s *State) SetService(service *Service) { s.touch(service.Name).service = service }
+func (s *State) SetService(service *Service) {
+	s.touch(service.Name).service = service
+	if delete(s.checked, service.Name); service.HealthCheckNodePort != 0 {
+		s.checked[service.Name] = true
+	}
+}
 
 // DeleteService forgets a Service; its slices may outlive it for a while.
 func (s *State) DeleteService(name Name) {
 	if s.services[name] != nil {
 		s.touch(name).service = nil
 	}
+	delete(s.checked, name)
 }
 
 // SetSlice adds or replaces a slice. Whoever tells of a slice that changed its Service deletes the old one first.
@@ -105,11 +124,12 @@ func (s *State) DeleteSlice(service, slice Name) {
 // Commit computes what the objects that were told since the last time change, in the order of keys.
 func (s *State) Commit() []Change {
 	// A Service that gives or takes an address changes what another one has, but not what any other wants.
-	affected := maps.Clone(s.dirty)
-	for name := range s.dirty {
+	dirty := s.dirty
+	s.dirty = map[Name]bool{} // not cleared: that costs as much as it held at most
+	affected := maps.Clone(dirty)
+	for name := range dirty {
 		s.reclaim(name, affected)
 	}
-	clear(s.dirty)
 	var out []Change
 	for name := range affected {
 		out = append(out, s.settle(name)...)

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/modeltest"
 	"github.com/orlop/orlop/test/kernel"
 )
 
@@ -35,10 +36,6 @@ func newBackend(t testing.TB) *Backend {
 		}
 	})
 	return b
-}
-
-func (c *cluster) rules() model.Rules {
-	return model.Rules{Network: c.network, Ports: slices.Collect(c.state.Ports())}
 }
 
 // canonical is what a table holds, without what has no meaning: which slot an endpoint has.
@@ -76,41 +73,41 @@ func canonical(t *testing.T, f model.Family) string {
 func TestRandomChanges(t *testing.T) {
 	b := newBackend(t)
 	for seed := range uint64(3) {
-		c := newCluster(seed, testNetwork())
+		c := modeltest.New(seed, modeltest.Network())
 		if seed == 1 {
-			c.network.AllNodePorts = true
+			c.Net.AllNodePorts = true
 		}
 		for range 40 {
-			c.change(20)
+			c.Change(20)
 		}
-		c.state.Commit()
-		if err := b.Replace(t.Context(), c.rules()); err != nil {
+		c.State.Commit()
+		if err := b.Replace(t.Context(), c.Rules()); err != nil {
 			t.Fatal(err)
 		}
-		c.agree(t)
+		agree(t, c)
 		for i := range 600 {
-			c.change(20)
-			if err := b.Apply(t.Context(), c.state.Commit()); err != nil {
+			c.Change(20)
+			if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
 				t.Fatalf("seed %d, change %d: %v", seed, i, err)
 			}
 			if i%100 == 99 {
-				c.agree(t)
+				agree(t, c)
 			}
 		}
 		b.dropStale()
-		for _, f := range c.network.Families {
+		for _, f := range c.Net.Families {
 			// Sticky chains list endpoints in the order of their slots.
 			before := canonical(t, f)
 			fresh := newBackend(t)
-			if err := fresh.Replace(t.Context(), c.rules()); err != nil {
+			if err := fresh.Replace(t.Context(), c.Rules()); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(sorted(before), sorted(canonical(t, f))); diff != "" {
 				t.Errorf("seed %d, %s: -after changes +fresh: %s", seed, f, diff)
 			}
 		}
-		c.agree(t)
-		if err := b.Replace(t.Context(), c.rules()); err != nil {
+		agree(t, c)
+		if err := b.Replace(t.Context(), c.Rules()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -138,12 +135,12 @@ func sorted(canonical string) []string {
 func TestListable(t *testing.T) {
 	b := newBackend(t)
 	kernel.Require(t, kernel.Command("nft"))
-	c := newCluster(7, testNetwork())
+	c := modeltest.New(7, modeltest.Network())
 	for range 200 {
-		c.change(20)
+		c.Change(20)
 	}
-	c.state.Commit()
-	if err := b.Replace(t.Context(), c.rules()); err != nil {
+	c.State.Commit()
+	if err := b.Replace(t.Context(), c.Rules()); err != nil {
 		t.Fatal(err)
 	}
 	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
@@ -164,14 +161,14 @@ func TestListable(t *testing.T) {
 func TestTampered(t *testing.T) {
 	b := newBackend(t)
 	kernel.Require(t, kernel.Command("nft"))
-	c := newCluster(1, testNetwork())
+	c := modeltest.New(1, modeltest.Network())
 	for range 50 {
-		c.change(20)
+		c.Change(20)
 	}
-	c.state.Commit()
+	c.State.Commit()
 	replace := func() {
 		t.Helper()
-		if err := b.Replace(context.Background(), c.rules()); err != nil {
+		if err := b.Replace(context.Background(), c.Rules()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -184,8 +181,8 @@ func TestTampered(t *testing.T) {
 	replace()
 	nft("add", "table", "ip", "other")
 	for range 50 {
-		c.change(20)
-		if err := b.Apply(t.Context(), c.state.Commit()); err != nil {
+		c.Change(20)
+		if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -207,7 +204,7 @@ func TestTampered(t *testing.T) {
 			t.Fatalf("%v went unnoticed", tamper)
 		}
 		replace()
-		c.agree(t)
+		agree(t, c)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/modeltest"
 )
 
 // bigPort is one of many Services with two endpoints each.
@@ -26,7 +27,7 @@ func bigPort(i, second int) *model.Port {
 }
 
 func bigRules(n int) model.Rules {
-	rules := model.Rules{Network: testNetwork()}
+	rules := model.Rules{Network: modeltest.Network()}
 	for i := range n {
 		rules.Ports = append(rules.Ports, bigPort(i, 129))
 	}
