@@ -105,6 +105,7 @@ type Kubelet struct {
 	images  *image.Puller
 	crashes *backoff.Delays
 	pods    *registry
+	changes bell // rings when a pod is not as it was
 
 	nameOnce    sync.Mutex
 	runtimeName string // guarded by nameOnce; "" until the runtime has told it

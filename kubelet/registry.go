@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/kubelet/pod"
@@ -89,6 +90,7 @@ func (r *registry) busyLocked(fullName string) bool {
 
 func (r *registry) addLocked(w *worker) {
 	r.workers[w.uid] = w
+	r.k.changes.ring()
 	r.all.Go(func() {
 		w.run(r.ctx)
 		if r.ctx.Err() == nil {
@@ -102,6 +104,7 @@ func (r *registry) remove(w *worker) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.workers, w.uid)
+	r.k.changes.ring()
 	for _, other := range r.workers {
 		if other.waitsForRoom() {
 			other.poke()
@@ -165,7 +168,7 @@ func (r *registry) adopt(p *v1.Pod) {
 		return
 	}
 	w := newWorker(r.k, p)
-	w.removed = true
+	w.removed, w.since = true, metav1.Now()
 	r.addLocked(w)
 }
 

@@ -273,6 +273,7 @@ func (w *worker) report(ctx context.Context, v view, have *runtime.Pod) v1.PodSt
 	known := w.apiPod(v.pod)
 	s := w.describe(ctx, v, have)
 	w.k.status.Set(w.uid, known, s)
+	w.k.changes.ring()
 	if v.stage == syncing {
 		w.k.probes.Sync(v.pod, &s)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -15,13 +16,44 @@ import (
 	"github.com/orlop/orlop/kubelet/status"
 )
 
-// Pods are all pods of this node with their newest statuses.
+// Pods are all pods of this node with their newest statuses. One that its source no longer has is told as one that is being
+// deleted: a static pod has no object that could say so.
 func (k *Kubelet) Pods() []*v1.Pod {
 	pods := k.pods.list()
 	for i, p := range pods {
 		pods[i] = k.withStatus(p)
+		if w := k.pods.find(p.UID); w != nil {
+			pods[i] = w.withDeletion(pods[i])
+		}
 	}
 	return pods
+}
+
+// Changed is closed once Pods may return something else than it does after this call.
+func (k *Kubelet) Changed() <-chan struct{} { return k.changes.next() }
+
+// bell wakes all who wait.
+type bell struct {
+	mu   sync.Mutex
+	rung chan struct{} // nil while nobody waits
+}
+
+func (b *bell) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rung == nil {
+		b.rung = make(chan struct{})
+	}
+	return b.rung
+}
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.rung != nil {
+		close(b.rung)
+		b.rung = nil
+	}
 }
 
 // RunningPods are those that are kept, and so may be ended for the node's sake.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/kubelet/pod"
@@ -43,6 +44,7 @@ type worker struct {
 	admitted bool
 	stage    stage
 	removed  bool                                // no source has it any more
+	since    metav1.Time                         // when it was removed
 	final    *status.Final                       // set if the pod was ended by something but its containers
 	grace    *int64                              // seconds that final gives, instead of the pod's
 	cancel   context.CancelFunc                  // of what is under way; nil between
@@ -78,6 +80,18 @@ func (w *worker) pod() *v1.Pod {
 	return w.spec
 }
 
+// withDeletion adds when the pod was removed.
+func (w *worker) withDeletion(p *v1.Pod) *v1.Pod {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.removed || p.DeletionTimestamp != nil {
+		return p
+	}
+	out := *p
+	out.DeletionTimestamp = &w.since
+	return &out
+}
+
 // active is true for a pod that takes resources of the node.
 func (w *worker) active() bool {
 	w.mu.Lock()
@@ -95,6 +109,7 @@ func (w *worker) update(p *v1.Pod) {
 		w.breakOffLocked()
 	}
 	w.mu.Unlock()
+	w.k.changes.ring()
 	w.poke()
 }
 
@@ -102,12 +117,13 @@ func (w *worker) update(p *v1.Pod) {
 func (w *worker) remove() {
 	w.mu.Lock()
 	if !w.removed {
-		w.removed = true
+		w.removed, w.since = true, metav1.Now()
 		if w.stage == syncing {
 			w.breakOffLocked()
 		}
 	}
 	w.mu.Unlock()
+	w.k.changes.ring()
 	w.poke()
 }
 

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 // Host is the kubelet behind the API.
 type Host interface {
 	Pods() []*v1.Pod                          // all of this node, with their newest statuses
+	Changed() <-chan struct{}                 // closed once Pods may return something else than it does after this call
 	PodByName(namespace, name string) *v1.Pod // one of them; nil if there is none
 	Healthy() error                           // whether pods are still looked after
 }
@@ -203,7 +205,13 @@ func (s *Server) health(mux *http.ServeMux) {
 	mux.HandleFunc("GET /healthz/ping", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") })
 }
 
-func (s *Server) pods(w http.ResponseWriter, _ *http.Request) { s.podList(w, s.cfg.Host.Pods()) }
+func (s *Server) pods(w http.ResponseWriter, r *http.Request) {
+	if watch, _ := strconv.ParseBool(r.FormValue("watch")); watch {
+		s.watchPods(w, r)
+		return
+	}
+	s.podList(w, s.cfg.Host.Pods())
+}
 
 func (s *Server) podList(w http.ResponseWriter, pods []*v1.Pod) {
 	list := v1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: make([]v1.Pod, 0, len(pods))}

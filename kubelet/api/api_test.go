@@ -32,14 +32,16 @@ import (
 
 // host has one pod, ns/p, with the containers "c", which runs and ran before, and "w", which waits.
 type host struct {
-	mu  sync.Mutex
-	pod *v1.Pod
-	err error
+	mu      sync.Mutex
+	pod     *v1.Pod
+	more    []*v1.Pod
+	changed chan struct{}
+	err     error
 }
 
 func newHost() *host {
 	running := v1.ContainerState{Running: &v1.ContainerStateRunning{StartedAt: metav1.Now()}}
-	return &host{pod: &v1.Pod{
+	return &host{changed: make(chan struct{}), pod: &v1.Pod{
 		TypeMeta:   metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"},
 		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "uid"},
 		Spec:       v1.PodSpec{Containers: []v1.Container{{Name: "c"}, {Name: "w"}}},
@@ -51,7 +53,27 @@ func newHost() *host {
 	}}
 }
 
-func (h *host) Pods() []*v1.Pod { return []*v1.Pod{h.PodByName("ns", "p")} }
+func (h *host) Pods() []*v1.Pod {
+	pods := []*v1.Pod{h.PodByName("ns", "p")}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append(pods, h.more...)
+}
+
+func (h *host) Changed() <-chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.changed
+}
+
+// change changes the pods of the node.
+func (h *host) change(do func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	do()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
 
 func (h *host) PodByName(namespace, name string) *v1.Pod {
 	h.mu.Lock()
