@@ -183,7 +183,7 @@ func (f *followed) node(d difference[Node]) {
 		f.out.node(gone)
 		return
 	}
-	if d.old != nil && !slices.Equal(d.old.Addresses, d.now.Addresses) {
+	if d.old != nil && len(d.old.Addresses) > 0 && !slices.Equal(d.old.Addresses, d.now.Addresses) {
 		f.Log.Info("this node's addresses changed", "node", f.Node, "before", d.old.Addresses, "now", d.now.Addresses)
 	}
 	f.out.node(*d.now)
