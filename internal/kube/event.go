@@ -41,7 +41,9 @@ type Recorder struct {
 
 // NewRecorder makes a recorder for a controller, as "kube-proxy", on a host. Its Run must be called.
 func NewRecorder(c *Client, controller, host string, log *slog.Logger) (*Recorder, error) {
-	events, err := NewResource(c, eventsv1.SchemeGroupVersion, "events", &eventsv1.Event{}, &eventsv1.EventList{})
+	events, err := NewResource(c, Type[*eventsv1.Event, *eventsv1.EventList]{
+		Version: eventsv1.SchemeGroupVersion, Plural: "events", One: &eventsv1.Event{}, List: &eventsv1.EventList{},
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +87,7 @@ func (r *Recorder) send(ctx context.Context, e Event) error {
 	ctx, cancel := context.WithTimeout(ctx, eventTimeout)
 	defer cancel()
 	event := r.event(e, time.Now())
-	_, err := r.events.Create(ctx, event.Namespace, event)
+	_, err := r.events.In(event.Namespace).Create(ctx, event, metav1.CreateOptions{})
 	return err
 }
 

@@ -16,7 +16,6 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/klog/v2"
 
 	"github.com/orlop/orlop/internal/kube"
@@ -49,37 +48,49 @@ const (
 
 // Run follows until ctx ends. Watches that are lost are begun anew, with longer and longer waits in between.
 func (a *API) Run(ctx context.Context, sink Sink) error {
-	services, err := kube.NewResource(a.Client, corev1.SchemeGroupVersion, "services", &corev1.Service{}, &corev1.ServiceList{})
-	if err != nil {
-		return err
-	}
-	endpoints, err := kube.NewResource(a.Client, discoveryv1.SchemeGroupVersion, "endpointslices", &discoveryv1.EndpointSlice{}, &discoveryv1.EndpointSliceList{})
-	if err != nil {
-		return err
-	}
-	nodes, err := kube.NewResource(a.Client, corev1.SchemeGroupVersion, "nodes", &corev1.Node{}, &corev1.NodeList{})
-	if err != nil {
-		return err
-	}
-	cidrs, err := kube.NewResource(a.Client, networkingv1.SchemeGroupVersion, "servicecidrs", &networkingv1.ServiceCIDR{}, &networkingv1.ServiceCIDRList{})
+	r, err := newResources(a.Client)
 	if err != nil {
 		return err
 	}
 	ctx = klog.NewContext(ctx, logr.FromSlogHandler(a.Log.Handler()))
 	f := &followed{API: a, out: newOrdered(sink), began: time.Now()}
-	thisNode := kube.Query{Fields: fields.OneTermEqualSelector(metav1.ObjectNameField, a.Node).String()}
 	var all sync.WaitGroup
-	all.Go(func() { services.Follow(ctx, kube.Query{Labels: ourServices, Fields: withIP}, f.services()) })
-	all.Go(func() { endpoints.Follow(ctx, kube.Query{Labels: ourSlices}, f.slices()) })
-	all.Go(func() { nodes.Follow(ctx, thisNode, f.nodes()) })
+	all.Go(func() { r.services.All().Follow(ctx, kube.Query{Labels: ourServices, Fields: withIP}, f.services()) })
+	all.Go(func() { r.slices.All().Follow(ctx, kube.Query{Labels: ourSlices}, f.slices()) })
+	all.Go(func() { r.nodes.All().Follow(ctx, kube.Named(a.Node), f.nodes()) })
 	all.Go(func() { f.awaitNode(ctx) })
 	if a.WantServiceCIDRs {
-		all.Go(func() { cidrs.Follow(ctx, kube.Query{Failed: f.noServiceCIDRs}, f.serviceCIDRs()) })
+		all.Go(func() { r.cidrs.All().Follow(ctx, kube.Query{Failed: f.noServiceCIDRs}, f.serviceCIDRs()) })
 	} else {
 		f.out.synced(ServiceCIDRs)
 	}
 	all.Wait()
 	return nil
+}
+
+// resources are what is followed.
+type resources struct {
+	services *kube.Resource[*corev1.Service, *corev1.ServiceList]
+	slices   *kube.Resource[*discoveryv1.EndpointSlice, *discoveryv1.EndpointSliceList]
+	nodes    *kube.Resource[*corev1.Node, *corev1.NodeList]
+	cidrs    *kube.Resource[*networkingv1.ServiceCIDR, *networkingv1.ServiceCIDRList]
+}
+
+func newResources(c *kube.Client) (r resources, err error) {
+	var errs [4]error
+	r.services, errs[0] = kube.NewResource(c, kube.Type[*corev1.Service, *corev1.ServiceList]{
+		Version: corev1.SchemeGroupVersion, Plural: "services", One: &corev1.Service{}, List: &corev1.ServiceList{},
+	})
+	r.slices, errs[1] = kube.NewResource(c, kube.Type[*discoveryv1.EndpointSlice, *discoveryv1.EndpointSliceList]{
+		Version: discoveryv1.SchemeGroupVersion, Plural: "endpointslices", One: &discoveryv1.EndpointSlice{}, List: &discoveryv1.EndpointSliceList{},
+	})
+	r.nodes, errs[2] = kube.NewResource(c, kube.Type[*corev1.Node, *corev1.NodeList]{
+		Version: corev1.SchemeGroupVersion, Plural: "nodes", One: &corev1.Node{}, List: &corev1.NodeList{},
+	})
+	r.cidrs, errs[3] = kube.NewResource(c, kube.Type[*networkingv1.ServiceCIDR, *networkingv1.ServiceCIDRList]{
+		Version: networkingv1.SchemeGroupVersion, Plural: "servicecidrs", One: &networkingv1.ServiceCIDR{}, List: &networkingv1.ServiceCIDRList{},
+	})
+	return r, errors.Join(errs[:]...)
 }
 
 // followed is what an API server says, on its way to a sink.

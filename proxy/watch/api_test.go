@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/orlop/orlop/internal/kube"
+	"github.com/orlop/orlop/internal/kube/kubetest"
 	"github.com/orlop/orlop/proxy/model"
 )
 
@@ -59,10 +60,10 @@ func cidrObject(name string, cidrs ...string) *networkingv1.ServiceCIDR {
 func name(s string) model.Name { return model.Name{Namespace: "ns", Name: s} }
 
 // follow follows a server as protobuf.
-func follow(t testing.TB, s *apiServer) (*recorder, *logText) {
+func follow(t testing.TB, s *kubetest.Server) (*recorder, *logText) {
 	t.Helper()
 	log, text := logOf(t)
-	return run(t, &API{Client: s.client(t, ""), Node: "here", WantServiceCIDRs: true, Log: log}), text
+	return run(t, &API{Client: s.Client(t, ""), Node: "here", WantServiceCIDRs: true, Log: log}), text
 }
 
 func TestAPITellsOfWhatIsThereAndOfChanges(t *testing.T) {
@@ -76,14 +77,14 @@ func TestAPITellsOfWhatIsThereAndOfChanges(t *testing.T) {
 		{"JSON list", runtime.ContentTypeJSON, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := newAPIServer(t)
-			s.noLists, s.noWatch = tt.noLists, tt.noWatch
-			s.set(service("a", "10.96.0.1"), slice("a-1", "a", "10.1.0.1"), slice("of-nobody", ""), thisNode(), cidrObject("k", "10.96.0.0/16"))
+			s := kubetest.New(t)
+			s.Break(kubetest.Faults{NoLists: tt.noLists, NoStreams: tt.noWatch})
+			s.Set(service("a", "10.96.0.1"), slice("a-1", "a", "10.1.0.1"), slice("of-nobody", ""), thisNode(), cidrObject("k", "10.96.0.0/16"))
 			other := thisNode()
 			other.Name = "there"
-			s.set(other)
+			s.Set(other)
 			log, _ := logOf(t)
-			r := run(t, &API{Client: s.client(t, tt.contentType), Node: "here", WantServiceCIDRs: true, Log: log})
+			r := run(t, &API{Client: s.Client(t, tt.contentType), Node: "here", WantServiceCIDRs: true, Log: log})
 			r.awaitSynced(t)
 			wantNode := Node{
 				Node: model.Node{Name: "here", Zone: "z"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")},
@@ -102,12 +103,12 @@ func TestAPITellsOfWhatIsThereAndOfChanges(t *testing.T) {
 				t.Errorf("slices are %v", r.slices)
 			}
 
-			s.set(service("b", "10.96.0.2"), slice("a-1", "a", "10.1.0.1", "10.1.0.2"))
-			s.delete(service("a", ""))
+			s.Set(service("b", "10.96.0.2"), slice("a-1", "a", "10.1.0.1", "10.1.0.2"))
+			s.Delete(service("a", ""))
 			r.await(t, "changes", func() bool {
 				return r.services[name("a")] == nil && r.services[name("b")] != nil && len(r.slices[[2]model.Name{name("a"), name("a-1")}].Endpoints) == 2
 			})
-			s.delete(slice("a-1", "a"))
+			s.Delete(slice("a-1", "a"))
 			r.await(t, "slice gone", func() bool { return len(r.slices) == 0 })
 		})
 	}
@@ -115,8 +116,8 @@ func TestAPITellsOfWhatIsThereAndOfChanges(t *testing.T) {
 
 // TestAPITellsOnce: what is of no use here is not told, and what did not change is not either.
 func TestAPITellsOnce(t *testing.T) {
-	s := newAPIServer(t)
-	s.set(service("a", "10.96.0.1"), slice("a-1", "a", "10.1.0.1"), thisNode())
+	s := kubetest.New(t)
+	s.Set(service("a", "10.96.0.1"), slice("a-1", "a", "10.1.0.1"), thisNode())
 	r, _ := follow(t, s)
 	r.awaitSynced(t)
 	r.take()
@@ -124,8 +125,8 @@ func TestAPITellsOnce(t *testing.T) {
 	relabelled.Labels = map[string]string{"x": "y"}
 	node := thisNode()
 	node.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady}}
-	s.set(relabelled, node, slice("of-nobody", ""), service("z", "10.96.0.9"))
-	s.set(slice("a-1", "a", "10.1.0.2"))
+	s.Set(relabelled, node, slice("of-nobody", ""), service("z", "10.96.0.9"))
+	s.Set(slice("a-1", "a", "10.1.0.2"))
 	r.await(t, "the last changes", func() bool {
 		return r.services[name("z")] != nil && slices.Contains(r.calls, "set slice ns/a-1 of ns/a")
 	})
@@ -143,27 +144,27 @@ func TestAPITellsOnce(t *testing.T) {
 
 // TestAPISelectsAsKubeProxy: other proxies' Services and headless ones are not even transferred.
 func TestAPISelectsAsKubeProxy(t *testing.T) {
-	s := newAPIServer(t)
+	s := kubetest.New(t)
 	foreign := service("foreign", "10.96.0.3")
 	foreign.Labels = map[string]string{"service.kubernetes.io/service-proxy-name": "other"}
 	headlessSlice := slice("h-1", "h", "10.1.0.1")
 	headlessSlice.Labels[corev1.IsHeadlessService] = ""
 	becomes := service("becomes", "10.96.0.4")
-	s.set(foreign, service("h", corev1.ClusterIPNone), headlessSlice, becomes, service("a", "10.96.0.1"), thisNode())
+	s.Set(foreign, service("h", corev1.ClusterIPNone), headlessSlice, becomes, service("a", "10.96.0.1"), thisNode())
 	r, _ := follow(t, s)
 	r.awaitSynced(t)
 	if len(r.services) != 2 || len(r.slices) != 0 {
 		t.Errorf("services are %v, slices %v; want a and becomes alone", r.services, r.slices)
 	}
 	becomes.Labels = foreign.Labels // another proxy takes it over
-	s.set(becomes)
+	s.Set(becomes)
 	r.await(t, "service handed over", func() bool { return r.services[name("becomes")] == nil })
 	for plural, want := range map[string]string{
 		"services":       "fieldSelector=spec.clusterIP%21%3DNone&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name",
 		"endpointslices": "labelSelector=%21service.kubernetes.io%2Fheadless",
 		"nodes":          "fieldSelector=metadata.name%3Dhere",
 	} {
-		for _, request := range s.requests(plural) {
+		for _, request := range s.Requests(plural) {
 			if !strings.Contains(request, want) || !strings.Contains(request, runtime.ContentTypeProtobuf) {
 				t.Errorf("%s: request %s without %s or protobuf", plural, request, want)
 			}
@@ -173,21 +174,17 @@ func TestAPISelectsAsKubeProxy(t *testing.T) {
 
 // TestAPIAfterALostWatch: what vanished while nobody watched is told, before what may have its address now.
 func TestAPIAfterALostWatch(t *testing.T) {
-	s := newAPIServer(t)
-	s.set(service("a", "10.96.0.1"), service("b", "10.96.0.2"), service("c", "10.96.0.3"), slice("b-1", "b", "10.1.0.1"), thisNode(), cidrObject("k", "10.96.0.0/16"), cidrObject("l", "10.97.0.0/16"))
+	s := kubetest.New(t)
+	s.Set(service("a", "10.96.0.1"), service("b", "10.96.0.2"), service("c", "10.96.0.3"), slice("b-1", "b", "10.1.0.1"), thisNode(), cidrObject("k", "10.96.0.0/16"), cidrObject("l", "10.97.0.0/16"))
 	r, _ := follow(t, s)
 	r.awaitSynced(t)
 	r.take()
-	s.mu.Lock()
-	s.refuse = map[string]int{"services": 503, "endpointslices": 503, "nodes": 503, "servicecidrs": 503}
-	s.mu.Unlock()
-	s.forget()
-	s.delete(service("b", ""), slice("b-1", "b"), cidrObject("l"))
-	s.set(service("a", "10.96.0.2"), service("d", "10.96.0.4"))
-	s.forget()
-	s.mu.Lock()
-	clear(s.refuse)
-	s.mu.Unlock()
+	s.Break(kubetest.Faults{Refuse: map[string]int{"services": 503, "endpointslices": 503, "nodes": 503, "servicecidrs": 503}})
+	s.Forget()
+	s.Delete(service("b", ""), slice("b-1", "b"), cidrObject("l"))
+	s.Set(service("a", "10.96.0.2"), service("d", "10.96.0.4"))
+	s.Forget()
+	s.Break(kubetest.Faults{})
 	r.await(t, "the new state", func() bool {
 		return r.services[name("d")] != nil && len(r.services) == 3 && len(r.slices) == 0 && len(r.cidrs) == 1
 	})
@@ -199,9 +196,9 @@ func TestAPIAfterALostWatch(t *testing.T) {
 
 func TestAPIWithoutServiceCIDRs(t *testing.T) {
 	for _, status := range []int{http.StatusNotFound, http.StatusForbidden} {
-		s := newAPIServer(t)
-		s.refuse["servicecidrs"] = status
-		s.set(thisNode())
+		s := kubetest.New(t)
+		s.Break(kubetest.Faults{Refuse: map[string]int{"servicecidrs": status}})
+		s.Set(thisNode())
 		r, text := follow(t, s)
 		r.awaitSynced(t)
 		if !strings.Contains(text.String(), "going on without ServiceCIDRs") {
@@ -211,12 +208,12 @@ func TestAPIWithoutServiceCIDRs(t *testing.T) {
 }
 
 func TestAPISliceThatMovesToAnotherService(t *testing.T) {
-	s := newAPIServer(t)
-	s.set(slice("s", "a", "10.1.0.1"), thisNode())
+	s := kubetest.New(t)
+	s.Set(slice("s", "a", "10.1.0.1"), thisNode())
 	r, _ := follow(t, s)
 	r.awaitSynced(t)
 	r.take()
-	s.set(slice("s", "b", "10.1.0.1"))
+	s.Set(slice("s", "b", "10.1.0.1"))
 	r.await(t, "moved", func() bool { return r.slices[[2]model.Name{name("b"), name("s")}] != nil })
 	if diff := cmp.Diff([]string{"delete slice ns/s of ns/a", "set slice ns/s of ns/b"}, r.take()); diff != "" {
 		t.Error(diff)
@@ -225,12 +222,12 @@ func TestAPISliceThatMovesToAnotherService(t *testing.T) {
 
 // TestAPIComplainsOncePerVersion in the log, and to the author of a Service.
 func TestAPIComplainsOncePerVersion(t *testing.T) {
-	s := newAPIServer(t)
+	s := kubetest.New(t)
 	bad := service("bad", "10.96.0.1")
 	bad.Spec.ExternalIPs = []string{"127.0.0.1", "198.51.100.1"}
-	s.set(bad, thisNode())
+	s.Set(bad, thisNode())
 	log, text := logOf(t)
-	client := s.client(t, "")
+	client := s.Client(t, "")
 	events, err := kube.NewRecorder(client, "orlop-proxy", "here", log)
 	if err != nil {
 		t.Fatal(err)
@@ -241,24 +238,20 @@ func TestAPIComplainsOncePerVersion(t *testing.T) {
 	if got := r.services[name("bad")].ExternalIPs; len(got) != 1 || got[0].String() != "198.51.100.1" {
 		t.Errorf("external IPs are %v; the good one must be served", got)
 	}
-	s.forget() // all is told again
-	s.set(service("z", "10.96.0.2"))
+	s.Forget() // all is told again
+	s.Set(service("z", "10.96.0.2"))
 	r.await(t, "another one", func() bool { return r.services[name("z")] != nil })
 	if n := strings.Count(text.String(), "spec.externalIPs"); n != 1 {
 		t.Errorf("complained %d times:\n%s", n, text)
 	}
-	s.set(bad) // a new version
-	s.set(service("y", "10.96.0.3"))
+	s.Set(bad) // a new version
+	s.Set(service("y", "10.96.0.3"))
 	r.await(t, "yet another one", func() bool { return r.services[name("y")] != nil })
 	if n := strings.Count(text.String(), "spec.externalIPs"); n != 2 {
 		t.Errorf("complained %d times of two versions:\n%s", n, text)
 	}
-	r.await(t, "events", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return len(s.objects["events"]) == 2
-	})
-	for _, o := range s.objects["events"] {
+	r.await(t, "events", func() bool { return len(s.Objects("events")) == 2 })
+	for _, o := range s.Objects("events") {
 		e := o.(*eventsv1.Event)
 		if e.Regarding.Name != "bad" || e.Type != "Warning" || !strings.Contains(e.Note, "spec.externalIPs") || e.ReportingController != "orlop-proxy" {
 			t.Errorf("event is %+v", e)
@@ -267,46 +260,46 @@ func TestAPIComplainsOncePerVersion(t *testing.T) {
 }
 
 func TestAPINodeThatComesAndGoes(t *testing.T) {
-	s := newAPIServer(t)
+	s := kubetest.New(t)
 	log, text := logOf(t)
-	r := run(t, &API{Client: s.client(t, ""), Node: "here", NeedPodCIDRs: true, Log: log})
+	r := run(t, &API{Client: s.Client(t, ""), Node: "here", NeedPodCIDRs: true, Log: log})
 	r.await(t, "the rest", func() bool { return r.synced[Services] == 1 && r.synced[Slices] == 1 && r.synced[ServiceCIDRs] == 1 })
 	early := thisNode()
 	early.Spec.PodCIDRs = nil
-	s.set(early)
+	s.Set(early)
 	r.await(t, "an early node", func() bool { return len(r.node.Addresses) == 2 })
 	if r.synced[Nodes] != 0 {
 		t.Error("node is synced without podCIDRs, which were asked for")
 	}
-	s.set(thisNode())
+	s.Set(thisNode())
 	r.await(t, "synced", func() bool { return r.synced[Nodes] == 1 })
 	moved := thisNode()
 	moved.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.9"}}
-	s.set(moved)
+	s.Set(moved)
 	r.await(t, "another address", func() bool { return r.node.Addresses[0].String() == "192.0.2.9" })
 	if !strings.Contains(text.String(), "addresses changed") {
 		t.Errorf("log is %s", text)
 	}
-	s.delete(moved)
+	s.Delete(moved)
 	r.await(t, "leaving", func() bool { return r.node.Leaving })
 	if r.node.Addresses[0].String() != "192.0.2.9" {
 		t.Errorf("node is %+v; what was known must stay", r.node)
 	}
-	s.set(thisNode())
+	s.Set(thisNode())
 	r.await(t, "back", func() bool { return !r.node.Leaving })
 }
 
 func TestAPITriggers(t *testing.T) {
-	s := newAPIServer(t)
+	s := kubetest.New(t)
 	old := slice("a-1", "a", "10.1.0.1")
 	old.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: "2020-01-01T00:00:00Z"}
-	s.set(old, thisNode())
+	s.Set(old, thisNode())
 	r, _ := follow(t, s)
 	r.awaitSynced(t)
 	at := time.Now().Add(time.Minute).UTC().Format(time.RFC3339Nano)
 	next := slice("a-1", "a", "10.1.0.2")
 	next.Annotations = map[string]string{corev1.EndpointsLastChangeTriggerTime: at}
-	s.set(next)
+	s.Set(next)
 	r.await(t, "the change", func() bool { return slices.Contains(r.calls, "triggered "+at) })
 	got := slices.DeleteFunc(r.take(), func(c string) bool { return !strings.HasPrefix(c, "triggered") })
 	if diff := cmp.Diff([]string{"triggered " + at}, got); diff != "" {

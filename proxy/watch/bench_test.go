@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/orlop/orlop/internal/kube"
+	"github.com/orlop/orlop/internal/kube/kubetest"
 	"github.com/orlop/orlop/proxy/model"
 )
 
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 }
 
 // fill gives a server as many Services with two endpoints each as a benchmark asks for, as large as real ones are.
-func fill(s *apiServer, services int) {
+func fill(s *kubetest.Server, services int) {
 	for i := range services {
 		name := fmt.Sprintf("service-%05d", i)
 		svc := service(name, fmt.Sprintf("10.%d.%d.%d", 96+i>>16, i>>8&255, i&255))
@@ -54,9 +55,9 @@ func fill(s *apiServer, services int) {
 			slice.Endpoints[j].NodeName = &node
 			slice.Endpoints[j].TargetRef = &corev1.ObjectReference{Kind: "Pod", Namespace: "ns", Name: fmt.Sprintf("%s-7d4b9c6f5-%05d", name, j), UID: svc.UID}
 		}
-		s.set(svc, slice)
+		s.Set(svc, slice)
 	}
-	s.set(thisNode())
+	s.Set(thisNode())
 }
 
 // BenchmarkMemory is what a process costs that follows an API server with this many Services, and gives what it hears to
@@ -64,7 +65,7 @@ func fill(s *apiServer, services int) {
 func BenchmarkMemory(b *testing.B) {
 	for _, services := range []int{10, 1000, 10000} {
 		b.Run(strconv.Itoa(services), func(b *testing.B) {
-			s := newAPIServer(b)
+			s := kubetest.New(b)
 			fill(s, services)
 			program := copyOfProgram(b)
 			for b.Loop() {
