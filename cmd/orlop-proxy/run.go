@@ -53,7 +53,7 @@ func run(ctx context.Context, s settings) error {
 	if err := cleanup(string(s.config.Mode)); err != nil {
 		s.log.Warn("rules of another mode are left", "err", err)
 	}
-	observers, serve, err := p.servers()
+	observers, serve, err := p.servers(ctx)
 	if err != nil {
 		return err
 	}

@@ -3,21 +3,105 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/http/pprof"
+	"strings"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/conntrack"
+	"github.com/orlop/orlop/proxy/health"
+	"github.com/orlop/orlop/proxy/metrics"
+	"github.com/orlop/orlop/proxy/model"
 )
 
-// prepare sets what of the machine the rules stand on.
-func (p *parts) prepare() error { return nil }
-
-// servers are what tells of the proxy, and what must run beside it.
-func (p *parts) servers() ([]proxy.Observer, []func(context.Context), error) {
-	var run []func(context.Context)
+// servers are what is told of the proxy's work, and what must run beside it.
+func (p *parts) servers(ctx context.Context) ([]proxy.Observer, []func(context.Context), error) {
+	m := metrics.New(string(p.config.Mode))
+	h := &health.Health{Answered: m.Answered}
+	services := &health.Services{Log: p.log, Healthy: h.Healthy, Failed: p.tellService}
+	cleaner := conntrack.New(p.log, m.Cleaned)
+	run := []func(context.Context){cleaner.Run, func(ctx context.Context) { <-ctx.Done(); services.Close() }}
 	if p.events != nil {
 		run = append(run, p.events.Run)
 	}
-	return nil, run, nil
+	for _, s := range []struct {
+		field, addr string
+		handler     http.Handler
+	}{
+		{"healthzBindAddress", p.config.HealthzBindAddress, h.Handler()},
+		{"metricsBindAddress", p.config.MetricsBindAddress, p.metricsHandler(m)},
+	} {
+		if strings.HasSuffix(s.addr, ":0") {
+			continue
+		}
+		serve, err := p.listen(ctx, s.field, s.addr, s.handler)
+		if err != nil {
+			return nil, nil, err
+		}
+		run = append(run, serve)
+	}
+	return []proxy.Observer{m, h, services, cleaner}, run, nil
+}
+
+// tellService tells the users of a Service that its health can't be asked for.
+func (p *parts) tellService(name model.Name, err error) {
+	if p.events != nil {
+		p.events.Send(kube.Event{About: corev1.ObjectReference{Kind: "Service", Namespace: name.Namespace, Name: name.Name}, Warning: true,
+			Reason: "FailedToStartServiceHealthcheck", Action: "Listen", Note: err.Error()})
+	}
+}
+
+func (p *parts) metricsHandler(m *metrics.Metrics) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", m.Handler())
+	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, string(p.config.Mode)) })
+	if p.config.EnableProfiling {
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	return mux
+}
+
+// listenAgain is how long to wait for an address that another program has.
+const listenAgain = 5 * time.Second
+
+// listen makes a server that is tried again and again where it can't listen, unless the configuration wants it to be an
+// error.
+func (p *parts) listen(ctx context.Context, field, addr string, handler http.Handler) (func(context.Context), error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil && p.config.BindAddressHardFail {
+		return nil, fmt.Errorf("%s %s: %w", field, addr, err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	return func(ctx context.Context) {
+		defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+		for ctx.Err() == nil {
+			if err == nil {
+				err = server.Serve(l)
+			}
+			if errors.Is(err, http.ErrServerClosed) {
+				return
+			}
+			p.log.Warn("can't listen", "field", field, "addr", addr, "retry", listenAgain, "err", err)
+			wait := time.NewTimer(listenAgain)
+			select {
+			case <-ctx.Done():
+			case <-wait.C:
+			}
+			wait.Stop()
+			l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		}
+	}, nil
 }
 
 // podsClient reaches the kubelet of this node, which on a lone machine has a certificate of its own making.

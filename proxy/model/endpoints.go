@@ -53,6 +53,8 @@ type choice struct {
 	cluster, local []Endpoint
 	// served is true if anybody serves the port anywhere: a packet that finds nobody here is then dropped, not rejected.
 	served bool
+	// serving are all that serve, in their order.
+	serving []netip.AddrPort
 	// topology is by which hint the endpoints were chosen: "", PreferSameNode or PreferSameZone.
 	topology string
 }
@@ -85,6 +87,9 @@ func choose(in map[netip.AddrPort]SliceEndpoint, node Node) choice {
 		c.local = pick(func(e SliceEndpoint) bool { return onNode(e) && usableAfterAll(e) })
 	}
 	c.served = len(c.cluster) > 0
+	for _, e := range pick(func(e SliceEndpoint) bool { return e.Serving }) {
+		c.serving = append(c.serving, e.Addr)
+	}
 	return c
 }
 

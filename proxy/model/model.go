@@ -103,6 +103,9 @@ type Port struct {
 	// Cluster are the endpoints for traffic under policy Cluster, Local those for policy Local: of this node only. A list
 	// that no frontend uses is empty. Both are in the order of their addresses and hold nothing twice.
 	Cluster, Local []Endpoint
+	// Serving are all endpoints in the cluster that serve, of a UDP port: a flow that goes to another one is lost, and must be
+	// forgotten. Policies and hints don't count, as a change of these leaves connections alone.
+	Serving []netip.AddrPort
 	// Affinity is how long a client's address keeps its endpoint after its last connection; 0 is without affinity.
 	Affinity time.Duration
 }
@@ -110,7 +113,7 @@ type Port struct {
 // Equal tells whether packets are treated alike.
 func (p *Port) Equal(o *Port) bool {
 	return p.Key == o.Key && p.Affinity == o.Affinity && slices.Equal(p.Cluster, o.Cluster) &&
-		slices.Equal(p.Local, o.Local) && slices.EqualFunc(p.Frontends, o.Frontends, Frontend.Equal)
+		slices.Equal(p.Local, o.Local) && slices.Equal(p.Serving, o.Serving) && slices.EqualFunc(p.Frontends, o.Frontends, Frontend.Equal)
 }
 
 // Endpoints is one of the port's lists.

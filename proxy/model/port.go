@@ -31,6 +31,9 @@ func makePort(s *Service, p ServicePort, key PortKey, c choice, from senders) *P
 		}
 	}
 	port.keepUsed(c)
+	if key.Protocol == UDP {
+		port.Serving = c.serving
+	}
 	return port
 }
 
