@@ -38,7 +38,7 @@ TEST_IMAGES := $(BUILD)/test-images
 # What a test run uses instead of building it again.
 TEST_ENV := ORLOP_BIN=$(BIN) ORLOP_CNI_BIN=$(CNI) ORLOP_CONMON=$(BIN)/orlop-conmon PATH="$(BUILD)/tools/usr/bin:$$PATH"
 # The suites that drive a whole daemon and count what is on the machine run alone, after the others.
-ALONE := ./test/e2e ./test/kubelet
+ALONE := ./test/e2e ./test/kubelet ./test/proxy
 RACE ?= -race
 TEST_TIMEOUT ?= 15m
 FUZZTIME ?= 5s
@@ -46,9 +46,9 @@ BENCHTIME ?= 1s
 BENCH ?=
 VM_RUN ?= ../shared/vm/vm-run
 
-.PHONY: build orlop orlop-kubelet orlop-conmon cni cluster demo-image run test unit check vuln fuzz bench cover vm completions docs install clean help
+.PHONY: build orlop orlop-kubelet orlop-proxy orlop-conmon cni cluster demo-image run test unit check vuln fuzz bench cover vm completions docs install clean help
 
-build: orlop orlop-kubelet orlop-conmon cni ## build orlop, orlop-kubelet, orlop-conmon and the standard CNI plugins
+build: orlop orlop-kubelet orlop-proxy orlop-conmon cni ## build orlop, orlop-kubelet, orlop-proxy, orlop-conmon and the standard CNI plugins
 	@[ -z "$$SUDO_UID" ] || chown -R "$$SUDO_UID:$$SUDO_GID" $(BUILD)
 
 orlop: prerequisites-build
@@ -56,10 +56,9 @@ orlop: prerequisites-build
 	@$(STEP) "building orlop (the first build takes some minutes)" \
 		go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/orlop ./cmd/orlop
 
-orlop-kubelet: prerequisites-build
+orlop-kubelet orlop-proxy: prerequisites-build
 	@mkdir -p $(BIN)
-	@$(STEP) "building orlop-kubelet" \
-		go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/orlop-kubelet ./cmd/orlop-kubelet
+	@$(STEP) "building $@" go build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN)/$@ ./cmd/$@
 
 orlop-conmon: prerequisites-build
 	@mkdir -p $(BIN)
@@ -99,27 +98,27 @@ cluster: prerequisites-build
 test: prerequisites-run prerequisites-test build test-images cluster ## run every test that this machine can run (as root)
 	@echo "==> testing; each package shows when it ends"
 	@all=$$(go list ./...) || exit 1; \
-	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet)$$'); \
+	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet|proxy)$$'); \
 	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
 
 unit: prerequisites-build ## run the tests that need no root
 	@go test -json -race -shuffle=on -timeout $(TEST_TIMEOUT) ./... | go run ./test/summary
 
 check: prerequisites-build prerequisites-check ## look at the code without running it, and at what is generated from it
-	@echo "==> gofmt"; out=$$(gofmt -l cmd conmon image internal kubelet oci server storage test); [ -z "$$out" ] || { echo "run gofmt -w on:"; echo "$$out"; exit 1; }
+	@echo "==> gofmt"; out=$$(gofmt -l cmd conmon image internal kubelet oci proxy server storage test); [ -z "$$out" ] || { echo "run gofmt -w on:"; echo "$$out"; exit 1; }
 	@echo "==> go.mod"; go mod tidy -diff
 	@$(STEP) "vet" go vet ./...
 	@GOFLAGS='-buildvcs=false -tags=$(CONMON_TAGS)' go vet ./cmd/orlop-conmon ./conmon/... ./oci/...
 	@$(STEP) "staticcheck" go run $(STATICCHECK) -checks "$(STATICCHECK_CHECKS)" ./...
 	@echo "==> shellcheck"; shellcheck contrib/*.sh .ci/run
-	@echo "==> imports, and generated files"; go test ./internal/arch ./cmd/orlop ./cmd/orlop-kubelet
+	@echo "==> imports, and generated files"; go test ./internal/arch ./cmd/orlop ./cmd/orlop-kubelet ./cmd/orlop-proxy
 
 vuln: ## look for known vulnerabilities that the code reaches, if their database can be reached
 	@if curl -sfo /dev/null --max-time 10 https://vuln.go.dev/index/db.json; then go run $(GOVULNCHECK) ./...; \
 	 else echo "vuln: skipped: vuln.go.dev can't be reached"; fi
 
 fuzz: ## run each fuzz target for FUZZTIME
-	@set -e; grep -rlE --include='*_test.go' '^func Fuzz' cmd conmon image internal kubelet oci server storage | while read -r file; do \
+	@set -e; grep -rlE --include='*_test.go' '^func Fuzz' cmd conmon image internal kubelet oci proxy server storage | while read -r file; do \
 		for target in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9_]*)\(.*/\1/p' "$$file"); do \
 			echo "==> $$target in $${file%/*}"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "./$${file%/*}"; \
 		done; done
@@ -149,14 +148,14 @@ vm: build test-images demo-image ## run the suites that depend on the kernel in 
 	@$(VM_RUN) --timeout 1800 --selinux enforcing -- contrib/vm-tests.sh -run '$(VM_SELINUX)' server/label test/e2e
 
 completions docs: ## write completions/, docs/man and contrib/config anew from the commands
-	@go test ./cmd/orlop ./cmd/orlop-kubelet -run TestGeneratedFiles -count=1 -update
+	@go test ./cmd/orlop ./cmd/orlop-kubelet ./cmd/orlop-proxy -run TestGeneratedFiles -count=1 -update
 
 install: ## install below DESTDIR and PREFIX; a configuration or network that is there is kept
-	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/orlop $(BIN)/orlop-kubelet $(BIN)/orlop-conmon
+	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin $(BIN)/orlop $(BIN)/orlop-kubelet $(BIN)/orlop-proxy $(BIN)/orlop-conmon
 	install -D -m 0755 -t $(DESTDIR)/opt/cni/bin $(CNI)/*
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man8 docs/man/*.8
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/man/man5 docs/man/*.5
-	for p in orlop orlop-kubelet; do \
+	for p in orlop orlop-kubelet orlop-proxy; do \
 		install -D -m 0644 completions/$$p.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/$$p; \
 		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/zsh/site-functions completions/_$$p; \
 		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d completions/$$p.fish; \

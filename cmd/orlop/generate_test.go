@@ -52,14 +52,16 @@ func TestGeneratedFiles(t *testing.T) {
 	}
 }
 
-// kubelets are files that cmd/orlop-kubelet makes in the same way.
-func kubelets(path string) bool { return strings.Contains(path, kubeletProgram) }
+// ofPrograms are files that other commands make in the same way.
+func ofPrograms(path string) bool {
+	return slices.ContainsFunc(programs, func(p program) bool { return strings.Contains(path, p.name) })
+}
 
 func readTree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	files := map[string]string{}
 	err := fs.WalkDir(os.DirFS(dir), ".", func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() || kubelets(path) {
+		if err != nil || d.IsDir() || ofPrograms(path) {
 			return err
 		}
 		text, err := os.ReadFile(filepath.Join(dir, path))
@@ -92,7 +94,6 @@ func generate(t *testing.T, to string) {
 	for _, err := range []error{
 		os.MkdirAll(filepath.Join(to, "docs/man"), 0o755),
 		doc.GenManTree(root, &doc.GenManHeader{Section: "8", Source: "Orlop", Manual: "Orlop", Date: &pagesDate}, filepath.Join(to, "docs/man")),
-		os.Remove(filepath.Join(to, "docs/man", kubeletProgram+".8")), // that program has a better one
 		writeConfigPage(file("docs/man/orlop.toml.5")),
 		config.WriteDefault(file("contrib/config/orlop.toml")),
 		root.GenBashCompletionV2(file("completions/orlop.bash"), true),
@@ -100,6 +101,11 @@ func generate(t *testing.T, to string) {
 		root.GenFishCompletion(file("completions/orlop.fish"), true),
 	} {
 		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, p := range programs { // they have better ones
+		if err := os.Remove(filepath.Join(to, "docs/man", p.name+".8")); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -75,11 +75,13 @@ func newRootCommand() *cobra.Command {
 		newConfigCommand(flags),
 		newImageCommand(flags),
 		newPodCommand(flags),
-		newKubeletCommand(),
 		newExecCommand(flags),
 		newLogsCommand(flags),
 		newVersionCommand(),
 	)
+	for _, p := range programs {
+		root.AddCommand(p.command())
+	}
 	return root
 }
 

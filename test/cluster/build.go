@@ -18,7 +18,7 @@ const Version = "1.37.2"
 
 // Binaries are the programs of a cluster.
 type Binaries struct {
-	Etcd, APIServer, ControllerManager, Scheduler, Kubectl, Kubelet string
+	Etcd, APIServer, ControllerManager, Scheduler, Kubectl, Kubelet, KubeProxy string
 }
 
 var build = sync.OnceValues(func() (Binaries, error) {
@@ -43,6 +43,7 @@ var build = sync.OnceValues(func() (Binaries, error) {
 		{&bin.Scheduler, "k8s", "k8s.io/kubernetes/cmd/kube-scheduler", "kube-scheduler"},
 		{&bin.Kubectl, "k8s", "k8s.io/kubernetes/cmd/kubectl", "kubectl"},
 		{&bin.Kubelet, "k8s", "k8s.io/kubernetes/cmd/kubelet", "kubelet"},
+		{&bin.KubeProxy, "k8s", "k8s.io/kubernetes/cmd/kube-proxy", "kube-proxy"},
 	} {
 		*part.path = filepath.Join(dir, part.program)
 		if _, err := os.Stat(*part.path); err == nil {
