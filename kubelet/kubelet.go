@@ -20,13 +20,13 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/kubelet/admit"
 	"github.com/orlop/orlop/kubelet/backoff"
 	"github.com/orlop/orlop/kubelet/cgroup"
+	"github.com/orlop/orlop/kubelet/cluster"
 	"github.com/orlop/orlop/kubelet/image"
 	"github.com/orlop/orlop/kubelet/lifecycle"
 	"github.com/orlop/orlop/kubelet/podfiles"
@@ -43,7 +43,7 @@ type Config struct {
 	Root      podfiles.Dir
 	Spec      spec.Node
 	Runtime   *runtime.Client
-	Client    kubernetes.Interface // nil without an API server
+	Client    *cluster.Client // nil without an API server
 	Events    record.EventRecorder
 	Objects   Objects
 	Volumes   Volumes

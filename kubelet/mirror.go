@@ -46,7 +46,7 @@ func (w *worker) createMirror(ctx context.Context, p *v1.Pod) error {
 		yes := true
 		m.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID, Controller: &yes}}
 	}
-	_, err := w.k.cfg.Client.CoreV1().Pods(m.Namespace).Create(ctx, m, metav1.CreateOptions{})
+	_, err := w.k.cfg.Client.Pods.In(m.Namespace).Create(ctx, m, metav1.CreateOptions{})
 	if err != nil && !apierrors.IsAlreadyExists(err) {
 		return fmt.Errorf("create mirror pod: %w", err)
 	}
@@ -56,7 +56,7 @@ func (w *worker) createMirror(ctx context.Context, p *v1.Pod) error {
 func (w *worker) deleteMirror(ctx context.Context, m *v1.Pod) error {
 	now := int64(0)
 	uid := types.UID(m.UID)
-	err := w.k.cfg.Client.CoreV1().Pods(m.Namespace).Delete(ctx, m.Name, metav1.DeleteOptions{
+	err := w.k.cfg.Client.Pods.In(m.Namespace).Delete(ctx, m.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &uid},
 	})
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) {

@@ -44,7 +44,7 @@ func (w *worker) handler(ctx context.Context, p *v1.Pod) (string, error) {
 	if w.k.cfg.Client == nil { // without an API server there are no classes; the name is the handler's
 		return *name, nil
 	}
-	class, err := w.k.cfg.Client.NodeV1().RuntimeClasses().Get(ctx, *name, metav1.GetOptions{})
+	class, err := w.k.cfg.Client.RuntimeClasses.All().Get(ctx, *name, metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("spec.runtimeClassName %s: %w", *name, err)
 	}

@@ -13,7 +13,7 @@ import (
 func (p *parts) servingCertificate(ctx context.Context) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
 	certificate, key := p.config.TLSCertFile, p.config.TLSPrivateKeyFile
 	if certificate == "" && p.config.ServerTLSBootstrap {
-		return cert.Serving{Node: p.name, IPs: p.ips, Dir: p.flags.CertDir, Client: p.client}.Get(ctx)
+		return cert.Serving{Node: p.name, IPs: p.ips, Dir: p.flags.CertDir, Config: p.api, Log: p.log}.Get(ctx)
 	}
 	if certificate == "" {
 		var err error

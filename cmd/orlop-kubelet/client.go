@@ -6,18 +6,19 @@ import (
 	"log/slog"
 
 	v1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/kubelet/cert"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // newClient reaches the API server; nil without a kubeconfig.
-func newClient(ctx context.Context, s settings, node string) (kubernetes.Interface, *rest.Config, error) {
+func newClient(ctx context.Context, s settings, node string) (*cluster.Client, *rest.Config, error) {
 	if s.flags.Kubeconfig == "" {
 		return nil, nil, nil
 	}
@@ -30,12 +31,20 @@ func newClient(ctx context.Context, s settings, node string) (kubernetes.Interfa
 	}
 	config.QPS, config.Burst = float32(*s.config.KubeAPIQPS), int(s.config.KubeAPIBurst)
 	config.UserAgent = "orlop-kubelet/" + version
-	config.ContentType = runtime.ContentTypeProtobuf
-	client, err := kubernetes.NewForConfig(config)
+	config.ContentType = s.config.ContentType
+	client, err := connect(config)
 	if err != nil {
 		return nil, nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
 	return client, config, nil
+}
+
+func connect(config *rest.Config) (*cluster.Client, error) {
+	k, err := kube.New(config)
+	if err != nil {
+		return nil, err
+	}
+	return cluster.New(k)
 }
 
 // newRecorder sends events to the API server, no more of them than the configuration allows, or on a lone machine to the log.
@@ -48,13 +57,31 @@ func newRecorder(s settings, config *rest.Config, node string) (record.EventReco
 	if config.QPS == 0 {
 		config.QPS = -1 // no limit
 	}
-	client, err := typedcorev1.NewForConfig(config)
+	client, err := connect(config)
 	if err != nil {
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
+	subjects := runtime.NewScheme() // what events are about
+	subjects.AddKnownTypes(v1.SchemeGroupVersion, &v1.Pod{}, &v1.Node{})
 	b := record.NewBroadcaster()
-	b.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.Events("")})
-	return b.NewRecorder(scheme.Scheme, v1.EventSource{Component: "kubelet", Host: node}), nil
+	b.StartRecordingToSink(sent{client})
+	return b.NewRecorder(subjects, v1.EventSource{Component: "kubelet", Host: node}), nil
+}
+
+// sent writes events to an API server.
+type sent struct{ client *cluster.Client }
+
+func (s sent) Create(e *v1.Event) (*v1.Event, error) {
+	return s.client.Events.In(e.Namespace).Create(context.Background(), e, metav1.CreateOptions{})
+}
+
+func (s sent) Update(e *v1.Event) (*v1.Event, error) {
+	return s.client.Events.In(e.Namespace).Update(context.Background(), e, metav1.UpdateOptions{})
+}
+
+// Patch counts an event that happens again.
+func (s sent) Patch(e *v1.Event, patch []byte) (*v1.Event, error) {
+	return s.client.Events.In(e.Namespace).Patch(context.Background(), e.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 }
 
 // logged writes events to a log.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -10,21 +9,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/kubelet"
 	"github.com/orlop/orlop/kubelet/api/metrics"
 	"github.com/orlop/orlop/kubelet/cgroup"
+	"github.com/orlop/orlop/kubelet/cluster"
 	"github.com/orlop/orlop/kubelet/config"
 	"github.com/orlop/orlop/kubelet/evict"
 	"github.com/orlop/orlop/kubelet/imagegc"
@@ -53,7 +50,8 @@ type parts struct {
 	ips     []net.IP
 	facts   machine.Facts
 	limits  limits
-	client  kubernetes.Interface // nil on a lone machine
+	client  *cluster.Client // nil on a lone machine
+	api     *rest.Config    // how client reaches it
 	runtime *runtime.Client
 	events  record.EventRecorder
 	objects followed
@@ -110,12 +108,12 @@ func run(ctx context.Context, s settings) error {
 
 // identify finds the node's name and addresses.
 func (p *parts) identify(context.Context) (err error) {
-	if p.name, err = util.GetHostname(p.flags.HostnameOverride); err != nil {
-		return fmt.Errorf("node name: %w", err)
+	if p.name, err = machine.NodeName(p.flags.HostnameOverride); err != nil {
+		return err
 	}
-	configured, problems, err := util.ParseNodeIPArgument(p.flags.NodeIP, p.flags.CloudProvider)
-	if err != nil || len(problems) > 0 {
-		return fmt.Errorf("--node-ip %q: %w", p.flags.NodeIP, errors.Join(err, errors.New(strings.Join(problems, "; "))))
+	configured, err := machine.ParseIPs(p.flags.NodeIP)
+	if err != nil {
+		return fmt.Errorf("--node-ip: %w", err)
 	}
 	p.ips, err = machine.Addresses(configured)
 	return err
@@ -127,11 +125,10 @@ func (p *parts) connect(ctx context.Context) (err error) {
 	if p.runtime, err = runtime.Dial(c.ContainerRuntimeEndpoint, c.ImageServiceEndpoint, c.RuntimeRequestTimeout.Duration, p.metrics.Interceptor()); err != nil {
 		return err
 	}
-	var api *rest.Config
-	if p.client, api, err = newClient(ctx, p.settings, p.name); err != nil {
+	if p.client, p.api, err = newClient(ctx, p.settings, p.name); err != nil {
 		return err
 	}
-	if p.events, err = newRecorder(p.settings, api, p.name); err != nil {
+	if p.events, err = newRecorder(p.settings, p.api, p.name); err != nil {
 		return err
 	}
 	return os.MkdirAll(filepath.Join(p.flags.RootDir, "pods"), 0o750)

@@ -84,10 +84,10 @@ func (p *parts) auth() (*api.Auth, error) {
 		AllowedTTL: c.Authorization.Webhook.CacheAuthorizedTTL.Duration, DeniedTTL: c.Authorization.Webhook.CacheUnauthorizedTTL.Duration,
 	}
 	if *c.Authentication.Webhook.Enabled {
-		a.Tokens = p.client.AuthenticationV1().TokenReviews()
+		a.Tokens = p.client.TokenReviews.All()
 	}
 	if c.Authorization.Mode == kubeletconfig.KubeletAuthorizationModeWebhook {
-		a.Access = p.client.AuthorizationV1().SubjectAccessReviews()
+		a.Access = p.client.AccessReviews.All()
 	}
 	return api.NewAuth(a)
 }

@@ -41,9 +41,7 @@ type Recorder struct {
 
 // NewRecorder makes a recorder for a controller, as "kube-proxy", on a host. Its Run must be called.
 func NewRecorder(c *Client, controller, host string, log *slog.Logger) (*Recorder, error) {
-	events, err := NewResource(c, Type[*eventsv1.Event, *eventsv1.EventList]{
-		Version: eventsv1.SchemeGroupVersion, Plural: "events", One: &eventsv1.Event{}, List: &eventsv1.EventList{},
-	})
+	events, err := NewResource(c, TypeOf(eventsv1.SchemeGroupVersion, "events", &eventsv1.Event{}, &eventsv1.EventList{}))
 	if err != nil {
 		return nil, err
 	}

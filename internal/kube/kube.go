@@ -52,6 +52,11 @@ type Type[T, L runtime.Object] struct {
 	Served schema.GroupVersion
 }
 
+// TypeOf is a type by its version, its plural in paths, and an empty object and list of it.
+func TypeOf[T, L runtime.Object](version schema.GroupVersion, plural string, one T, list L) Type[T, L] {
+	return Type[T, L]{Version: version, Plural: plural, One: one, List: list}
+}
+
 // Resource is all objects of one type.
 type Resource[T, L runtime.Object] struct {
 	Type[T, L]

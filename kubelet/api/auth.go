@@ -16,21 +16,29 @@ import (
 	authn "k8s.io/api/authentication/v1"
 	authz "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	authnclient "k8s.io/client-go/kubernetes/typed/authentication/v1"
-	authzclient "k8s.io/client-go/kubernetes/typed/authorization/v1"
 )
 
 // AuthConfig says who may ask, see the fields authentication and authorization of KubeletConfiguration.
 type AuthConfig struct {
 	Node      string
-	ClientCA  string                           // file of the CAs of client certificates; "": none is accepted
-	Tokens    authnclient.TokenReviewInterface // nil: no bearer token is accepted
-	TokenTTL  time.Duration                    // authentication.webhook.cacheTTL
-	Anonymous bool                             // who shows nothing is system:anonymous
+	ClientCA  string        // file of the CAs of client certificates; "": none is accepted
+	Tokens    TokenReviews  // nil: no bearer token is accepted
+	TokenTTL  time.Duration // authentication.webhook.cacheTTL
+	Anonymous bool          // who shows nothing is system:anonymous
 
-	Access     authzclient.SubjectAccessReviewInterface // nil: mode AlwaysAllow
-	AllowedTTL time.Duration                            // authorization.webhook.cacheAuthorizedTTL
-	DeniedTTL  time.Duration                            // authorization.webhook.cacheUnauthorizedTTL
+	Access     AccessReviews // nil: mode AlwaysAllow
+	AllowedTTL time.Duration // authorization.webhook.cacheAuthorizedTTL
+	DeniedTTL  time.Duration // authorization.webhook.cacheUnauthorizedTTL
+}
+
+// TokenReviews tells whose token one is.
+type TokenReviews interface {
+	Create(ctx context.Context, review *authn.TokenReview, options metav1.CreateOptions) (*authn.TokenReview, error)
+}
+
+// AccessReviews tells what somebody may do.
+type AccessReviews interface {
+	Create(ctx context.Context, review *authz.SubjectAccessReview, options metav1.CreateOptions) (*authz.SubjectAccessReview, error)
 }
 
 // Auth decides about requests.

@@ -15,24 +15,15 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	certificates "k8s.io/api/certificates/v1"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	certutil "k8s.io/client-go/util/cert"
-	"k8s.io/client-go/util/certificate"
 	"k8s.io/client-go/util/connrotation"
-)
-
-// How often it is looked whether there is a new certificate.
-const (
-	firstLooks = 100 * time.Millisecond
-	laterLooks = 10 * time.Second
 )
 
 // Client is how the API server is reached.
@@ -62,11 +53,15 @@ func (c Client) Config(ctx context.Context) (*rest.Config, error) {
 	if err := rest.LoadTLSFiles(config); err != nil {
 		return nil, fmt.Errorf("--kubeconfig: %w", err)
 	}
-	m, _, err := c.manager(ctx, config, config.CertData, config.KeyData)
+	first, err := tls.X509KeyPair(config.CertData, config.KeyData)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig: %w", err)
+	}
+	k, err := c.keeper(ctx, config, &first)
 	if err != nil {
 		return nil, err
 	}
-	return c.follow(ctx, rest.AnonymousClientConfig(config), m)
+	return c.follow(ctx, rest.AnonymousClientConfig(config), k)
 }
 
 // usable tells whether the kubeconfig can be read and none of its certificates has expired: a node that was off for a year
@@ -106,95 +101,69 @@ func (c Client) bootstrap(ctx context.Context) (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--bootstrap-kubeconfig: %w", err)
 	}
-	m, store, err := c.manager(ctx, config, nil, nil)
+	k, err := c.keeper(ctx, config, nil)
 	if err != nil {
 		return nil, err
 	}
 	c.Log.Info("asking for a client certificate; somebody may have to approve the request", "node", c.Node)
-	if err := waitFor(ctx, m); err != nil {
+	if err := waitFor(ctx, k); err != nil {
 		return nil, err
 	}
 	plain := rest.AnonymousClientConfig(config)
-	if err := writeKubeconfig(c.Kubeconfig, plain, store.CurrentPath()); err != nil {
+	if err := writeKubeconfig(c.Kubeconfig, plain, k.files.current()); err != nil {
 		return nil, err
 	}
-	return c.follow(ctx, plain, m)
+	return c.follow(ctx, plain, k)
 }
 
 // waitFor waits until there is a certificate.
-func waitFor(ctx context.Context, m certificate.Manager) error {
-	ticker := time.NewTicker(firstLooks)
-	defer ticker.Stop()
-	for m.Current() == nil {
+func waitFor(ctx context.Context, k *keeper) error {
+	for k.current() == nil {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("no certificate was given: %w", ctx.Err())
-		case <-ticker.C:
+		case <-k.renewed:
 		}
 	}
 	return nil
 }
 
-// store is what certificates are kept in, with the path of the current one.
-type store interface {
-	certificate.Store
-	CurrentPath() string
-}
-
-// manager asks for client certificates: with base's credentials for the first one, and with each for the next.
-func (c Client) manager(ctx context.Context, base *rest.Config, certPEM, keyPEM []byte) (certificate.Manager, store, error) {
-	s, err := certificate.NewFileStore("kubelet-client", c.Dir, c.Dir, "", "")
-	if err != nil {
-		return nil, nil, fmt.Errorf("store of certificates: %w", err)
-	}
-	m, err := certificate.NewManager(&certificate.Config{
-		Ctx: &ctx, CertificateStore: s, SignerName: certificates.KubeAPIServerClientKubeletSignerName,
-		Template:                &x509.CertificateRequest{Subject: subject(c.Node)},
-		Usages:                  []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageClientAuth},
-		BootstrapCertificatePEM: certPEM, BootstrapKeyPEM: keyPEM,
-		ClientsetFn: func(current *tls.Certificate) (kubernetes.Interface, error) {
+// keeper asks for client certificates: with base's credentials for the first one, and with each for the next. first is the
+// one that base has; nil for none.
+func (c Client) keeper(ctx context.Context, base *rest.Config, first *tls.Certificate) (*keeper, error) {
+	k := &keeper{
+		files: files{dir: c.Dir, prefix: "kubelet-client"}, signer: certificates.KubeAPIServerClientKubeletSignerName,
+		template: x509.CertificateRequest{Subject: subject(c.Node)}, log: c.Log,
+		usages: []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageClientAuth},
+		config: func(current *tls.Certificate) (*rest.Config, error) {
 			if current == nil {
-				return kubernetes.NewForConfig(base)
+				return base, nil
 			}
 			config, _, err := withCertificate(rest.AnonymousClientConfig(base), func() *tls.Certificate { return current })
-			if err != nil {
-				return nil, err
-			}
-			return kubernetes.NewForConfig(config)
+			return config, err
 		},
-	})
-	if err != nil {
-		return nil, nil, fmt.Errorf("client certificate: %w", err)
 	}
-	m.Start()
-	context.AfterFunc(ctx, m.Stop)
-	return m, s, nil
+	return k, k.start(ctx, first)
 }
 
 func subject(node string) pkix.Name {
 	return pkix.Name{CommonName: "system:node:" + node, Organization: []string{"system:nodes"}}
 }
 
-// follow makes a config whose connections use the manager's certificate. When that is renewed, connections with the old one
+// follow makes a config whose connections use the keeper's certificate. When that is renewed, connections with the old one
 // are closed, since they would go on with it.
-func (c Client) follow(ctx context.Context, plain *rest.Config, m certificate.Manager) (*rest.Config, error) {
-	config, dialer, err := withCertificate(plain, m.Current)
+func (c Client) follow(ctx context.Context, plain *rest.Config, k *keeper) (*rest.Config, error) {
+	config, dialer, err := withCertificate(plain, k.current)
 	if err != nil {
 		return nil, err
 	}
 	go func() {
-		ticker := time.NewTicker(laterLooks)
-		defer ticker.Stop()
-		last := m.Current()
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case <-ticker.C:
-			}
-			if now := m.Current(); now != last {
+			case <-k.renewed:
 				c.Log.Info("client certificate renewed")
-				last = now
 				dialer.CloseAll()
 			}
 		}
@@ -253,29 +222,24 @@ type Serving struct {
 	Node   string
 	IPs    []net.IP
 	Dir    string
-	Client kubernetes.Interface
+	Config *rest.Config // how the API server is reached
+	Log    *slog.Logger
 }
 
 // Get asks for the certificate, which somebody must approve, and renews it until ctx ends. Until there is one, handshakes
 // fail.
 func (s Serving) Get(ctx context.Context) (func(*tls.ClientHelloInfo) (*tls.Certificate, error), error) {
-	store, err := certificate.NewFileStore("kubelet-server", s.Dir, s.Dir, "", "")
-	if err != nil {
-		return nil, fmt.Errorf("store of certificates: %w", err)
+	k := &keeper{
+		files: files{dir: s.Dir, prefix: "kubelet-server"}, signer: certificates.KubeletServingSignerName, log: s.Log,
+		template: x509.CertificateRequest{Subject: subject(s.Node), DNSNames: []string{s.Node}, IPAddresses: s.IPs},
+		usages:   []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageServerAuth},
+		config:   func(*tls.Certificate) (*rest.Config, error) { return s.Config, nil },
 	}
-	m, err := certificate.NewManager(&certificate.Config{
-		Ctx: &ctx, CertificateStore: store, SignerName: certificates.KubeletServingSignerName,
-		Template:    &x509.CertificateRequest{Subject: subject(s.Node), DNSNames: []string{s.Node}, IPAddresses: slices.Clone(s.IPs)},
-		Usages:      []certificates.KeyUsage{certificates.UsageDigitalSignature, certificates.UsageServerAuth},
-		ClientsetFn: func(*tls.Certificate) (kubernetes.Interface, error) { return s.Client, nil },
-	})
-	if err != nil {
-		return nil, fmt.Errorf("serving certificate: %w", err)
+	if err := k.start(ctx, nil); err != nil {
+		return nil, err
 	}
-	m.Start()
-	context.AfterFunc(ctx, m.Stop)
 	return func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		if c := m.Current(); c != nil {
+		if c := k.current(); c != nil {
 			return c, nil
 		}
 		return nil, errors.New("no serving certificate yet; approve the node's request, see `kubectl get csr`")

@@ -19,11 +19,10 @@ import (
 
 	certificates "k8s.io/api/certificates/v1"
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/rest"
-	k8stesting "k8s.io/client-go/testing"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/orlop/orlop/internal/kube/kubetest"
 )
 
 // authority signs what is asked for, as an API server whose controllers approve everything.
@@ -70,27 +69,35 @@ func (a *authority) issue(subject pkix.Name, key any, names *x509.Certificate, e
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), err
 }
 
+// approve signs a request as soon as it is made.
+func (a *authority) approve(t *testing.T, o kubetest.Object) *certificates.CertificateSigningRequest {
+	r, ok := o.(*certificates.CertificateSigningRequest)
+	if !ok {
+		t.Errorf("somebody made a %T", o)
+		return nil
+	}
+	signed, err := a.sign(r.Spec.Request)
+	if err != nil {
+		t.Error(err)
+	}
+	r.Status.Certificate = signed
+	r.Status.Conditions = []certificates.CertificateSigningRequestCondition{{Type: certificates.CertificateApproved, Status: v1.ConditionTrue}}
+	return r
+}
+
 // TestServing: a certificate for the node's names is asked for, kept in a file, and shown.
 func TestServing(t *testing.T) {
 	a := newAuthority(t)
-	client := fake.NewClientset()
+	server := kubetest.New(t)
 	asked := make(chan *certificates.CertificateSigningRequest, 10)
-	client.PrependReactor("create", "certificatesigningrequests", func(action k8stesting.Action) (bool, runtime.Object, error) {
-		r := action.(k8stesting.CreateAction).GetObject().(*certificates.CertificateSigningRequest)
-		r.Name, r.UID = "csr-1", "1"
-		signed, err := a.sign(r.Spec.Request)
-		if err != nil {
-			return true, nil, err
-		}
-		r.Status.Certificate = signed
-		r.Status.Conditions = []certificates.CertificateSigningRequestCondition{{Type: certificates.CertificateApproved, Status: v1.ConditionTrue}}
-		asked <- r
-		return true, r, client.Tracker().Add(r)
-	})
+	server.Break(kubetest.Faults{OnCreate: func(o kubetest.Object) { asked <- a.approve(t, o) }})
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	get, err := Serving{Node: "n", IPs: []net.IP{net.IPv4(192, 0, 2, 1)}, Dir: dir, Client: client}.Get(ctx)
+	serving := Serving{
+		Node: "n", IPs: []net.IP{net.IPv4(192, 0, 2, 1)}, Dir: dir, Config: &rest.Config{Host: server.URL}, Log: slog.New(slog.DiscardHandler),
+	}
+	get, err := serving.Get(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}

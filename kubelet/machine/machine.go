@@ -4,6 +4,7 @@ package machine
 import (
 	"bufio"
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -182,6 +183,45 @@ func Allocatable(capacity v1.ResourceList, reserved ...v1.ResourceList) v1.Resou
 	}
 	out[v1.ResourceMemory] = memory
 	return out
+}
+
+// NodeName is the node's: the configured one, or else the machine's, in small letters as the API wants it.
+func NodeName(configured string) (string, error) {
+	name := configured
+	if name == "" {
+		var err error
+		if name, err = os.Hostname(); err != nil {
+			return "", fmt.Errorf("node name: %w", err)
+		}
+	}
+	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
+		return "", errors.New("node name: empty; set the machine's host name, or --hostname-override")
+	}
+	return name, nil
+}
+
+// ParseIPs reads the addresses that a node is configured to have: none, one, or one of each family with a comma between.
+func ParseIPs(list string) ([]net.IP, error) {
+	if list == "" {
+		return nil, nil
+	}
+	var out []net.IP
+	for text := range strings.SplitSeq(list, ",") {
+		ip := net.ParseIP(strings.TrimSpace(text))
+		if ip == nil {
+			return nil, fmt.Errorf("%q is not an IP address", text)
+		}
+		out = append(out, ip)
+	}
+	is4 := func(ip net.IP) bool { return ip.To4() != nil }
+	switch {
+	case len(out) == 1:
+	case len(out) > 2 || is4(out[0]) == is4(out[1]):
+		return nil, fmt.Errorf("%q must be one address, or one of each family", list)
+	case out[0].IsUnspecified() || out[1].IsUnspecified():
+		return nil, fmt.Errorf("%q: of two addresses, neither may be 0.0.0.0 or ::", list)
+	}
+	return out, nil
 }
 
 // Addresses are the node's: those that were configured, or else the one that its default route goes out by, or else the

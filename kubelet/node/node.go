@@ -12,21 +12,17 @@ import (
 	"sync"
 	"time"
 
-	coordinationv1 "k8s.io/api/coordination/v1"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/component-helpers/apimachinery/lease"
-	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/utils/clock"
+
+	"github.com/orlop/orlop/internal/kube"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // kubeletVersion is what nodeInfo tells: the release of kubelet whose behaviour this one has.
@@ -44,7 +40,7 @@ type Config struct {
 	Labels         map[string]string
 	Taints         []v1.Taint
 	Register       bool
-	Client         kubernetes.Interface // nil on a lone machine
+	Client         *cluster.Client // nil on a lone machine
 	Events         record.EventRecorder
 
 	Info                  v1.NodeSystemInfo
@@ -172,29 +168,9 @@ func (m *Manager) loop(ctx context.Context, then func()) {
 	}
 }
 
-// beat renews the lease.
-func (m *Manager) beat(ctx context.Context) {
-	interval := time.Duration(float64(m.cfg.LeaseSeconds) * 0.25 * float64(time.Second))
-	lease.NewController(clock.RealClock{}, m.cfg.Client, m.cfg.Name, m.cfg.LeaseSeconds, nil, interval, m.cfg.Name, v1.NamespaceNodeLease,
-		m.ownLease).Run(ctx)
-}
-
-// ownLease lets the lease go with its Node.
-func (m *Manager) ownLease(l *coordinationv1.Lease) error {
-	n := m.Registered()
-	if n == nil || len(l.OwnerReferences) > 0 {
-		return nil
-	}
-	l.OwnerReferences = []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: n.Name, UID: n.UID}}
-	return nil
-}
-
 // follow watches the Node, for its labels, taints and pod CIDR.
 func (m *Manager) follow(ctx context.Context) {
-	factory := informers.NewSharedInformerFactoryWithOptions(m.cfg.Client, 0, informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", m.cfg.Name).String()
-	}))
-	informer := factory.Core().V1().Nodes().Informer()
+	informer := cache.NewSharedInformer(m.cfg.Client.Nodes.All().Source(kube.Named(m.cfg.Name)), &v1.Node{}, 0)
 	seen := func(o any) {
 		if n, ok := o.(*v1.Node); ok {
 			m.take(n)
@@ -205,9 +181,7 @@ func (m *Manager) follow(ctx context.Context) {
 		m.cfg.Log.Error("node is not followed", "err", err)
 		return
 	}
-	factory.Start(ctx.Done())
-	<-ctx.Done()
-	factory.Shutdown()
+	informer.RunWithContext(ctx)
 }
 
 // take takes what others decide; of the status, all that is not ours.
@@ -255,7 +229,7 @@ func (m *Manager) register(ctx context.Context) bool {
 }
 
 func (m *Manager) tryRegister(ctx context.Context) error {
-	nodes := m.cfg.Client.CoreV1().Nodes()
+	nodes := m.cfg.Client.Nodes.All()
 	if !m.cfg.Register {
 		found, err := nodes.Get(ctx, m.cfg.Name, metav1.GetOptions{})
 		if err == nil {
@@ -348,7 +322,7 @@ func (m *Manager) send(ctx context.Context) {
 }
 
 func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
-	found, err := m.cfg.Client.CoreV1().Nodes().Get(ctx, m.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
+	found, err := m.cfg.Client.Nodes.All().Get(ctx, m.cfg.Name, metav1.GetOptions{ResourceVersion: "0"})
 	if err != nil {
 		return false, err
 	}
@@ -359,7 +333,11 @@ func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
 	if !due && !changed(&found.Status, &want.Status) {
 		return false, nil
 	}
-	updated, _, err := util.PatchNodeStatus(m.cfg.Client.CoreV1(), types.NodeName(m.cfg.Name), found, want)
+	patch, err := statusPatch(found, want)
+	if err != nil {
+		return false, err
+	}
+	updated, err := m.cfg.Client.Nodes.All().Patch(ctx, m.cfg.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	if err != nil {
 		return false, err
 	}

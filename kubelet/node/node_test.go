@@ -12,10 +12,12 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/internal/kube/kubetest"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // engine is a fake runtime.
@@ -41,17 +43,24 @@ func (e *engine) ListImages(context.Context, *cri.ListImagesRequest) (*cri.ListI
 	return &cri.ListImagesResponse{Images: []*cri.Image{{RepoTags: []string{"small"}, Size: 1}, {RepoTags: []string{"large"}, RepoDigests: []string{"large@sha256:1"}, Size: 2}}}, e.err
 }
 
-func manager(e *engine, client *fake.Clientset, change func(*Config)) *Manager {
+// connect is a client of a test's API server.
+func connect(t *testing.T, s *kubetest.Server) *cluster.Client {
+	t.Helper()
+	client, err := cluster.New(s.Client(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+func manager(e *engine, client *cluster.Client, change func(*Config)) *Manager {
 	cfg := Config{
 		Name: "n", Hostname: "n", IPs: []net.IP{net.IPv4(192, 0, 2, 1)}, Register: true, Events: record.NewFakeRecorder(100), Port: 10250, MaxImages: 50,
 		Info:     v1.NodeSystemInfo{OperatingSystem: "linux", Architecture: "amd64"},
 		Capacity: v1.ResourceList{v1.ResourceCPU: resource.MustParse("2")}, Allocatable: v1.ResourceList{v1.ResourceCPU: resource.MustParse("1900m")},
 		Every: 10 * time.Second, Report: 5 * time.Minute, LeaseSeconds: 40, Runtime: e,
 		Pressure: func() Pressure { return Pressure{Disk: true} }, Healthy: func() error { return nil }, InUse: func() []v1.UniqueVolumeName { return nil },
-		PodCIDR: func(context.Context, string) error { return nil }, Log: slog.New(slog.DiscardHandler),
-	}
-	if client != nil {
-		cfg.Client = client
+		PodCIDR: func(context.Context, string) error { return nil }, Log: slog.New(slog.DiscardHandler), Client: client,
 	}
 	if change != nil {
 		change(&cfg)
@@ -101,7 +110,7 @@ func TestStatus(t *testing.T) {
 }
 
 func TestRegister(t *testing.T) {
-	client := fake.NewClientset()
+	client := connect(t, kubetest.New(t))
 	m := manager(&engine{network: true}, client, func(c *Config) {
 		c.Labels, c.Taints = map[string]string{"a": "b"}, []v1.Taint{{Key: "k", Effect: v1.TaintEffectNoSchedule}}
 	})
@@ -112,7 +121,7 @@ func TestRegister(t *testing.T) {
 	if err := m.tryRegister(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n, err := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+	n, err := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
 	if err != nil || n.Labels["a"] != "b" || n.Labels[v1.LabelHostname] != "n" || len(n.Spec.Taints) != 1 || n.Annotations[attachAnnotation] != "true" {
 		t.Errorf("%+v, %v", n, err)
 	}
@@ -120,12 +129,14 @@ func TestRegister(t *testing.T) {
 
 // TestRegisterAgain: a node that was there keeps what people gave it.
 func TestRegisterAgain(t *testing.T) {
-	client := fake.NewClientset(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"mine": "1", v1.LabelHostname: "old"}}, Spec: v1.NodeSpec{Unschedulable: true}})
+	server := kubetest.New(t)
+	server.Set(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{"mine": "1", v1.LabelHostname: "old"}}, Spec: v1.NodeSpec{Unschedulable: true}})
+	client := connect(t, server)
 	m := manager(&engine{network: true}, client, nil)
 	if err := m.tryRegister(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	n, _ := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+	n, _ := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
 	if n.Labels["mine"] != "1" || n.Labels[v1.LabelHostname] != "n" || !n.Spec.Unschedulable {
 		t.Errorf("%+v", n)
 	}
@@ -133,24 +144,25 @@ func TestRegisterAgain(t *testing.T) {
 
 // TestSend: a status is sent when it changed, with others' conditions kept, and not when only the time went on.
 func TestSend(t *testing.T) {
-	client := fake.NewClientset()
+	server := kubetest.New(t)
+	client := connect(t, server)
 	e := &engine{network: true}
 	m := manager(e, client, nil)
 	m.refresh(t.Context())
 	if err := m.tryRegister(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	nodes := client.CoreV1().Nodes()
+	nodes := client.Nodes.All()
 	n, _ := nodes.Get(t.Context(), "n", metav1.GetOptions{})
 	n.Status.Conditions = append(n.Status.Conditions, v1.NodeCondition{Type: "example.com/Other", Status: v1.ConditionTrue})
-	if _, err := nodes.UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+	if _, err := nodes.Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	m.refresh(t.Context())
 	m.send(t.Context())
 	patches := func() (count int) {
-		for _, a := range client.Actions() {
-			if a.GetVerb() == "patch" {
+		for _, r := range server.Requests("nodes") {
+			if strings.HasPrefix(r, "PATCH /api/v1/nodes/n/status") {
 				count++
 			}
 		}

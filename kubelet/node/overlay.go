@@ -2,10 +2,10 @@ package node
 
 import (
 	"maps"
+	"slices"
 
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/component-helpers/node/util"
 )
 
 // overlay is found with what this kubelet answers for taken from own. All else in a status is others' and changes without
@@ -49,11 +49,11 @@ func ownResources(found, own v1.ResourceList) v1.ResourceList {
 // putCondition puts c in the place of the one that the API server has. The time of the last change is of what the API server
 // showed: the control plane sets Unknown on a node that it does not hear of, and the way back from that is a change.
 func putCondition(conditions []v1.NodeCondition, c v1.NodeCondition) []v1.NodeCondition {
-	status := &v1.NodeStatus{Conditions: conditions}
-	i, found := util.GetNodeCondition(status, c.Type)
-	if found == nil {
+	i := indexOf(conditions, c.Type)
+	if i < 0 {
 		return append(conditions, c)
 	}
+	found := &conditions[i]
 	if found.Status == c.Status {
 		c.LastTransitionTime = found.LastTransitionTime
 	} else if c.LastTransitionTime.Before(&found.LastTransitionTime) {
@@ -61,6 +61,11 @@ func putCondition(conditions []v1.NodeCondition, c v1.NodeCondition) []v1.NodeCo
 	}
 	conditions[i] = c
 	return conditions
+}
+
+// indexOf is where a condition is; -1 if it is not there.
+func indexOf(conditions []v1.NodeCondition, kind v1.NodeConditionType) int {
+	return slices.IndexFunc(conditions, func(c v1.NodeCondition) bool { return c.Type == kind })
 }
 
 // withoutHeartbeats is a status without the times that change though nothing happens.

@@ -11,27 +11,29 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
 	"k8s.io/component-helpers/node/util"
+
+	"github.com/orlop/orlop/internal/kube/kubetest"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // change changes the Node as somebody else would.
-func change(t *testing.T, client *fake.Clientset, how func(n *v1.Node)) {
+func change(t *testing.T, client *cluster.Client, how func(n *v1.Node)) {
 	t.Helper()
-	nodes := client.CoreV1().Nodes()
+	nodes := client.Nodes.All()
 	n, err := nodes.Get(t.Context(), "n", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	how(n)
-	if _, err := nodes.UpdateStatus(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+	if _, err := nodes.Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
 // TestForeignStatus: what others have changed since we last sent a status is not changed back.
 func TestForeignStatus(t *testing.T) {
-	client := fake.NewClientset()
+	client := connect(t, kubetest.New(t))
 	e := &engine{network: true}
 	m := manager(e, client, nil)
 	m.refresh(t.Context())
@@ -53,7 +55,7 @@ func TestForeignStatus(t *testing.T) {
 	m.refresh(t.Context())
 	m.send(t.Context())
 
-	n, err := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+	n, err := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +89,7 @@ func TestTransitionTimes(t *testing.T) {
 
 // TestCloudAddresses: with a cloud's controller, its addresses stay.
 func TestCloudAddresses(t *testing.T) {
-	client := fake.NewClientset()
+	client := connect(t, kubetest.New(t))
 	m := manager(&engine{network: true}, client, func(c *Config) { c.CloudProvider = true })
 	m.refresh(t.Context())
 	if err := m.tryRegister(t.Context()); err != nil {
@@ -102,7 +104,7 @@ func TestCloudAddresses(t *testing.T) {
 	})
 	m.refresh(t.Context())
 	m.send(t.Context())
-	n, _ := client.CoreV1().Nodes().Get(t.Context(), "n", metav1.GetOptions{})
+	n, _ := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
 	if !slices.Equal(n.Status.Addresses, want) {
 		t.Errorf("%v, want %v", n.Status.Addresses, want)
 	}

@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	"k8s.io/component-helpers/node/util"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -203,12 +202,12 @@ func pressure(kind v1.NodeConditionType, on bool, badReason, badMessage, goodRea
 func (m *Manager) conditionLocked(s *v1.NodeStatus, c v1.NodeCondition) {
 	now := metav1.NewTime(time.Now().Truncate(time.Second))
 	c.LastHeartbeatTime, c.LastTransitionTime = now, now
-	i, old := util.GetNodeCondition(s, c.Type)
-	if old == nil {
+	i := indexOf(s.Conditions, c.Type)
+	if i < 0 {
 		s.Conditions = append(s.Conditions, c)
 		return
 	}
-	if old.Status == c.Status {
+	if old := s.Conditions[i]; old.Status == c.Status {
 		c.LastTransitionTime = old.LastTransitionTime
 	} else {
 		m.cfg.Events.Event(Reference(m.cfg.Name), v1.EventTypeNormal, eventReason(c), fmt.Sprintf("Node %s status is now: %s", m.cfg.Name, eventReason(c)))

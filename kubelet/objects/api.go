@@ -12,15 +12,14 @@ import (
 	v1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/informers"
-	coreinformers "k8s.io/client-go/informers/core/v1"
-	"k8s.io/client-go/kubernetes"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/cache"
+
+	"github.com/orlop/orlop/internal/kube"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // firstRead is how long a read waits for the first answer about an object.
@@ -29,11 +28,9 @@ const firstRead = 10 * time.Second
 // API gets objects from an API server. ConfigMaps and Secrets are watched one by one for as long as a pod refers to them:
 // a node may read no others.
 type API struct {
-	client   kubernetes.Interface
+	client   *cluster.Client
 	changed  func(uid types.UID)
-	factory  informers.SharedInformerFactory
-	services corelisters.ServiceLister
-	synced   cache.InformerSynced
+	services cache.SharedIndexInformer
 
 	mu      sync.Mutex
 	watched map[key]*watched
@@ -42,20 +39,18 @@ type API struct {
 
 // watched is one object that is followed.
 type watched struct {
-	informer cache.SharedIndexInformer
+	informer cache.SharedInformer
 	stop     context.CancelFunc
 	users    map[types.UID]bool // pods; guarded by API.mu
 }
 
 // FromAPI reads through client. changed, which must not block, is called for each pod that refers to an object that
 // changed. Run must be called.
-func FromAPI(client kubernetes.Interface, changed func(uid types.UID)) *API {
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
-	services := factory.Core().V1().Services()
-	return &API{
-		client: client, changed: changed, factory: factory, services: services.Lister(), synced: services.Informer().HasSynced,
-		watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{},
-	}
+func FromAPI(client *cluster.Client, changed func(uid types.UID)) *API {
+	byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
+	services := cache.NewSharedIndexInformer(client.Services.All().Source(kube.Query{}), &v1.Service{}, 0, byNamespace)
+	_ = services.SetTransform(trim) // it fails only for an informer that runs
+	return &API{client: client, changed: changed, services: services, watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{}}
 }
 
 // trim keeps of a service what environments are made of: a cluster may have thousands.
@@ -71,14 +66,12 @@ func trim(o any) (any, error) {
 
 // Run follows objects until ctx ends.
 func (a *API) Run(ctx context.Context) {
-	a.factory.Start(ctx.Done())
-	<-ctx.Done()
+	a.services.RunWithContext(ctx)
 	a.mu.Lock()
 	for _, w := range a.watched {
 		w.stop()
 	}
 	a.mu.Unlock()
-	a.factory.Shutdown()
 }
 
 // Register says that a pod may ask for the ConfigMaps and Secrets that its spec names.
@@ -127,15 +120,8 @@ func (a *API) followLocked(k key) *watched {
 	if w := a.watched[k]; w != nil {
 		return w
 	}
-	one := func(o *metav1.ListOptions) {
-		o.FieldSelector = fields.OneTermEqualSelector("metadata.name", k.name).String()
-	}
-	make := coreinformers.NewFilteredConfigMapInformer
-	if k.kind == secretKind {
-		make = coreinformers.NewFilteredSecretInformer
-	}
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &watched{informer: make(a.client, k.namespace, 0, cache.Indexers{}, one), stop: cancel, users: map[types.UID]bool{}}
+	w := &watched{informer: a.informer(k), stop: cancel, users: map[types.UID]bool{}}
 	_, _ = w.informer.AddEventHandler(cache.ResourceEventHandlerFuncs{ // it fails only for an informer that was stopped
 		AddFunc:    func(any) { a.tell(w) },
 		UpdateFunc: func(before, after any) { a.update(w, before, after) },
@@ -144,6 +130,15 @@ func (a *API) followLocked(k key) *watched {
 	go w.informer.RunWithContext(ctx)
 	a.watched[k] = w
 	return w
+}
+
+// informer follows one object.
+func (a *API) informer(k key) cache.SharedInformer {
+	one := kube.Named(k.name)
+	if k.kind == secretKind {
+		return cache.NewSharedInformer(a.client.Secrets.In(k.namespace).Source(one), &v1.Secret{}, 0)
+	}
+	return cache.NewSharedInformer(a.client.ConfigMaps.In(k.namespace).Source(one), &v1.ConfigMap{}, 0)
 }
 
 func (a *API) update(w *watched, before, after any) {
@@ -197,7 +192,7 @@ func notFound(k key) error {
 // ConfigMap is one that exists, or an error that apierrors.IsNotFound knows.
 func (a *API) ConfigMap(ctx context.Context, namespace, name string) (*v1.ConfigMap, error) {
 	found, err := a.read(ctx, key{configMapKind, namespace, name}, func() (any, error) {
-		return a.client.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
+		return a.client.ConfigMaps.In(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	if err != nil {
 		return nil, err
@@ -208,7 +203,7 @@ func (a *API) ConfigMap(ctx context.Context, namespace, name string) (*v1.Config
 // Secret is one that exists, or an error that apierrors.IsNotFound knows.
 func (a *API) Secret(ctx context.Context, namespace, name string) (*v1.Secret, error) {
 	found, err := a.read(ctx, key{secretKind, namespace, name}, func() (any, error) {
-		return a.client.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+		return a.client.Secrets.In(namespace).Get(ctx, name, metav1.GetOptions{})
 	})
 	if err != nil {
 		return nil, err
@@ -220,15 +215,16 @@ func (a *API) Secret(ctx context.Context, namespace, name string) (*v1.Secret, e
 func (a *API) Services(ctx context.Context, namespace string) ([]*v1.Service, error) {
 	ctx, cancel := context.WithTimeout(ctx, firstRead)
 	defer cancel()
-	if !cache.WaitForCacheSync(ctx.Done(), a.synced) {
+	if !cache.WaitForCacheSync(ctx.Done(), a.services.HasSynced) {
 		return nil, fmt.Errorf("services have not yet been read at least once, cannot construct envvars")
 	}
-	list, err := a.services.Services(namespace).List(labels.Everything())
+	services := corelisters.NewServiceLister(a.services.GetIndexer())
+	list, err := services.Services(namespace).List(labels.Everything())
 	if err != nil {
 		return nil, err
 	}
 	if namespace != metav1.NamespaceDefault {
-		if own, err := a.services.Services(metav1.NamespaceDefault).Get("kubernetes"); err == nil {
+		if own, err := services.Services(metav1.NamespaceDefault).Get("kubernetes"); err == nil {
 			list = append(list, own)
 		}
 	}
@@ -237,15 +233,15 @@ func (a *API) Services(ctx context.Context, namespace string) ([]*v1.Service, er
 
 // ServiceAccountToken asks for a token of a service account (KEP-1205).
 func (a *API) ServiceAccountToken(ctx context.Context, namespace, name string, request *authenticationv1.TokenRequest) (*authenticationv1.TokenRequest, error) {
-	return a.client.CoreV1().ServiceAccounts(namespace).CreateToken(ctx, name, request, metav1.CreateOptions{})
+	return a.client.ServiceAccountToken(ctx, namespace, name, request)
 }
 
 // PersistentVolumeClaim is one that exists, or an error that apierrors.IsNotFound knows.
 func (a *API) PersistentVolumeClaim(ctx context.Context, namespace, name string) (*v1.PersistentVolumeClaim, error) {
-	return a.client.CoreV1().PersistentVolumeClaims(namespace).Get(ctx, name, metav1.GetOptions{})
+	return a.client.Claims.In(namespace).Get(ctx, name, metav1.GetOptions{})
 }
 
 // PersistentVolume is one that exists, or an error that apierrors.IsNotFound knows.
 func (a *API) PersistentVolume(ctx context.Context, name string) (*v1.PersistentVolume, error) {
-	return a.client.CoreV1().PersistentVolumes().Get(ctx, name, metav1.GetOptions{})
+	return a.client.Volumes.All().Get(ctx, name, metav1.GetOptions{})
 }

@@ -12,7 +12,9 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/orlop/orlop/internal/kube/kubetest"
+	"github.com/orlop/orlop/kubelet/cluster"
 )
 
 // user is a pod that refers to a ConfigMap and a Secret.
@@ -56,11 +58,16 @@ func (c told) wait(t *testing.T, want types.UID) {
 
 // TestAPI follows objects for as long as a pod refers to them, and tells the pod of changes.
 func TestAPI(t *testing.T) {
-	client := fake.NewClientset(
+	server := kubetest.New(t)
+	server.Set(
 		&v1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "cm", Namespace: "shop", ResourceVersion: "1"}, Data: map[string]string{"k": "1"}},
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop"}, Spec: v1.ServiceSpec{ClusterIP: "10.0.0.1"}},
 		&v1.Service{ObjectMeta: metav1.ObjectMeta{Name: "kubernetes", Namespace: "default"}, Spec: v1.ServiceSpec{ClusterIP: "10.0.0.2"}},
 	)
+	client, err := cluster.New(server.Client(t, ""))
+	if err != nil {
+		t.Fatal(err)
+	}
 	changes := make(told, 100)
 	a := FromAPI(client, func(uid types.UID) { changes <- uid })
 	ctx, cancel := context.WithCancel(t.Context())
@@ -78,10 +85,8 @@ func TestAPI(t *testing.T) {
 	}
 	changes.wait(t, "u") // of what was seen first
 	changed := cm.DeepCopy()
-	changed.Data["k"], changed.ResourceVersion = "2", "2"
-	if _, err := client.CoreV1().ConfigMaps("shop").Update(ctx, changed, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	changed.Data["k"] = "2"
+	server.Set(changed)
 	changes.wait(t, "u")
 	if cm, err = a.ConfigMap(ctx, "shop", "cm"); err != nil || cm.Data["k"] != "2" {
 		t.Errorf("after the change: %v, %v", cm, err)

@@ -5,15 +5,15 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/orlop/orlop/internal/kube"
+	"github.com/orlop/orlop/kubelet/cluster"
 	"github.com/orlop/orlop/kubelet/pod"
 )
 
@@ -75,13 +75,12 @@ func (from Remote) fetch(ctx context.Context, client *http.Client, as Static) ([
 }
 
 // API follows the pods that an API server has bound to the node, until ctx ends.
-func API(ctx context.Context, client kubernetes.Interface, node string, sink Sink) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(client, 0,
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
-			o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
-		}),
-		informers.WithTransform(trim))
-	informer := factory.Core().V1().Pods().Informer()
+func API(ctx context.Context, client *cluster.Client, node string, sink Sink) error {
+	here := kube.Query{Fields: fields.OneTermEqualSelector("spec.nodeName", node).String()}
+	informer := cache.NewSharedInformer(client.Pods.All().Source(here), &v1.Pod{}, 0)
+	if err := informer.SetTransform(trim); err != nil { // it fails only for an informer that runs
+		return err
+	}
 	handle, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(o any) { setAPI(sink, o) },
 		UpdateFunc: func(_, o any) { setAPI(sink, o) },
@@ -97,12 +96,12 @@ func API(ctx context.Context, client kubernetes.Interface, node string, sink Sin
 	if err != nil {
 		return fmt.Errorf("follow the pods of node %s: %w", node, err)
 	}
-	factory.Start(ctx.Done())
+	var running sync.WaitGroup
+	running.Go(func() { informer.RunWithContext(ctx) })
 	if cache.WaitForCacheSync(ctx.Done(), handle.HasSynced) {
 		sink.Ready(pod.APISource)
 	}
-	<-ctx.Done()
-	factory.Shutdown()
+	running.Wait()
 	return nil
 }
 

@@ -15,8 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
-	"k8s.io/client-go/kubernetes"
 
+	"github.com/orlop/orlop/kubelet/cluster"
 	"github.com/orlop/orlop/kubelet/pod"
 )
 
@@ -29,7 +29,7 @@ const retryAfter = 2 * time.Second
 // Manager remembers the status of each pod and brings it to the API server: at once, the newest only, and one at a time
 // for each pod. Without an API server it only remembers.
 type Manager struct {
-	client kubernetes.Interface // nil without an API server
+	client *cluster.Client // nil without an API server
 	log    *slog.Logger
 
 	mu   sync.Mutex
@@ -48,7 +48,7 @@ type entry struct {
 }
 
 // NewManager sends through client, which may be nil.
-func NewManager(client kubernetes.Interface, log *slog.Logger) *Manager {
+func NewManager(client *cluster.Client, log *slog.Logger) *Manager {
 	return &Manager{client: client, log: log, pods: map[types.UID]*entry{}, wake: make(chan types.UID, 4096)}
 }
 
@@ -194,7 +194,7 @@ func (m *Manager) update(ctx context.Context, known *v1.Pod, status v1.PodStatus
 	patch, changed, err := difference(known, status)
 	if err == nil && changed {
 		var updated *v1.Pod
-		updated, err = m.client.CoreV1().Pods(known.Namespace).Patch(ctx, known.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+		updated, err = m.client.Pods.In(known.Namespace).Patch(ctx, known.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 		if err == nil {
 			m.mu.Lock()
 			e.pod = updated
@@ -244,7 +244,7 @@ func difference(known *v1.Pod, s v1.PodStatus) (patch []byte, changed bool, err 
 // delete ends a graceful deletion, see the pod lifecycle of the Kubernetes documentation.
 func (m *Manager) delete(ctx context.Context, known *v1.Pod) error {
 	now := int64(0)
-	err := m.client.CoreV1().Pods(known.Namespace).Delete(ctx, known.Name, metav1.DeleteOptions{
+	err := m.client.Pods.In(known.Namespace).Delete(ctx, known.Name, metav1.DeleteOptions{
 		GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &known.UID},
 	})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {

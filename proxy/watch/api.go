@@ -77,19 +77,12 @@ type resources struct {
 }
 
 func newResources(c *kube.Client) (r resources, err error) {
+	core, discovery, networking := corev1.SchemeGroupVersion, discoveryv1.SchemeGroupVersion, networkingv1.SchemeGroupVersion
 	var errs [4]error
-	r.services, errs[0] = kube.NewResource(c, kube.Type[*corev1.Service, *corev1.ServiceList]{
-		Version: corev1.SchemeGroupVersion, Plural: "services", One: &corev1.Service{}, List: &corev1.ServiceList{},
-	})
-	r.slices, errs[1] = kube.NewResource(c, kube.Type[*discoveryv1.EndpointSlice, *discoveryv1.EndpointSliceList]{
-		Version: discoveryv1.SchemeGroupVersion, Plural: "endpointslices", One: &discoveryv1.EndpointSlice{}, List: &discoveryv1.EndpointSliceList{},
-	})
-	r.nodes, errs[2] = kube.NewResource(c, kube.Type[*corev1.Node, *corev1.NodeList]{
-		Version: corev1.SchemeGroupVersion, Plural: "nodes", One: &corev1.Node{}, List: &corev1.NodeList{},
-	})
-	r.cidrs, errs[3] = kube.NewResource(c, kube.Type[*networkingv1.ServiceCIDR, *networkingv1.ServiceCIDRList]{
-		Version: networkingv1.SchemeGroupVersion, Plural: "servicecidrs", One: &networkingv1.ServiceCIDR{}, List: &networkingv1.ServiceCIDRList{},
-	})
+	r.services, errs[0] = kube.NewResource(c, kube.TypeOf(core, "services", &corev1.Service{}, &corev1.ServiceList{}))
+	r.slices, errs[1] = kube.NewResource(c, kube.TypeOf(discovery, "endpointslices", &discoveryv1.EndpointSlice{}, &discoveryv1.EndpointSliceList{}))
+	r.nodes, errs[2] = kube.NewResource(c, kube.TypeOf(core, "nodes", &corev1.Node{}, &corev1.NodeList{}))
+	r.cidrs, errs[3] = kube.NewResource(c, kube.TypeOf(networking, "servicecidrs", &networkingv1.ServiceCIDR{}, &networkingv1.ServiceCIDRList{}))
 	return r, errors.Join(errs[:]...)
 }
 
