@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/kubelet"
 	"github.com/orlop/orlop/kubelet/api/metrics"
 	"github.com/orlop/orlop/kubelet/cgroup"
@@ -108,7 +109,7 @@ func run(ctx context.Context, s settings) error {
 
 // identify finds the node's name and addresses.
 func (p *parts) identify(context.Context) (err error) {
-	if p.name, err = machine.NodeName(p.flags.HostnameOverride); err != nil {
+	if p.name, err = kube.NodeName(p.flags.HostnameOverride); err != nil {
 		return err
 	}
 	configured, err := machine.ParseIPs(p.flags.NodeIP)

@@ -83,9 +83,9 @@ var Unlinked = map[string][]string{
 	"server/...":       {"github.com/opencontainers/runc/libcontainer"},
 	// The Kubernetes clients would cost the daemon memory.
 	"cmd/orlop": {"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
-	// They use internal/kube instead: the clientset would double the memory of each.
+	// They use internal/kube instead: the clientset would double their memory.
 	"cmd/orlop-kubelet": {"k8s.io/client-go/kubernetes"},
-	"cmd/orlop-proxy":   {"k8s.io/client-go/kubernetes"},
+	"proxy/...":         {"k8s.io/client-go/kubernetes"},
 }
 
 // NoGo are the directories that hold no Go.

@@ -4,7 +4,6 @@ package machine
 import (
 	"bufio"
 	"cmp"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -183,21 +182,6 @@ func Allocatable(capacity v1.ResourceList, reserved ...v1.ResourceList) v1.Resou
 	}
 	out[v1.ResourceMemory] = memory
 	return out
-}
-
-// NodeName is the node's: the configured one, or else the machine's, in small letters as the API wants it.
-func NodeName(configured string) (string, error) {
-	name := configured
-	if name == "" {
-		var err error
-		if name, err = os.Hostname(); err != nil {
-			return "", fmt.Errorf("node name: %w", err)
-		}
-	}
-	if name = strings.ToLower(strings.TrimSpace(name)); name == "" {
-		return "", errors.New("node name: empty; set the machine's host name, or --hostname-override")
-	}
-	return name, nil
 }
 
 // ParseIPs reads the addresses that a node is configured to have: none, one, or one of each family with a comma between.
