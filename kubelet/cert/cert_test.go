@@ -27,8 +27,9 @@ import (
 
 // authority signs what is asked for, as an API server whose controllers approve everything.
 type authority struct {
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
+	key      *ecdsa.PrivateKey
+	cert     *x509.Certificate
+	lifetime time.Duration // of what it signs, which began two hours ago
 }
 
 func newAuthority(t *testing.T) *authority {
@@ -49,7 +50,7 @@ func newAuthority(t *testing.T) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{key, parsed}
+	return &authority{key, parsed, time.Hour}
 }
 
 func (a *authority) sign(request []byte) ([]byte, error) {
@@ -58,7 +59,7 @@ func (a *authority) sign(request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.issue(r.Subject, r.PublicKey, &x509.Certificate{DNSNames: r.DNSNames, IPAddresses: r.IPAddresses}, time.Now().Add(time.Hour))
+	return a.issue(r.Subject, r.PublicKey, &x509.Certificate{DNSNames: r.DNSNames, IPAddresses: r.IPAddresses}, time.Now().Add(a.lifetime))
 }
 
 func (a *authority) issue(subject pkix.Name, key any, names *x509.Certificate, end time.Time) ([]byte, error) {
