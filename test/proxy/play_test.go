@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/iptables"
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/nft"
 )
@@ -28,6 +29,7 @@ type mode struct {
 
 var modes = []mode{
 	{"nftables", func(log *slog.Logger) (proxy.Backend, error) { return nft.New(log) }, nft.Cleanup},
+	{"iptables", func(log *slog.Logger) (proxy.Backend, error) { return iptables.New(log) }, iptables.Cleanup},
 }
 
 func (m mode) start(t testing.TB) proxy.Backend {
