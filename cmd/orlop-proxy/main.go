@@ -59,6 +59,7 @@ func newCommand() *cobra.Command {
 			return run(cmd.Context(), settings{flags: flags, config: c, log: log})
 		},
 	}
+	cmd.AddCommand(newExplainCommand())
 	flags.AddTo(cmd.Flags())
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	return cmd

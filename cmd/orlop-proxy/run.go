@@ -35,6 +35,7 @@ type parts struct {
 	events   *kube.Recorder // nil without an API server
 	source   watch.Source
 	backend  proxy.Backend
+	proxy    *proxy.Proxy
 }
 
 // run keeps the rules until ctx ends, and leaves them.
@@ -53,13 +54,13 @@ func run(ctx context.Context, s settings) error {
 	if err := cleanup(string(s.config.Mode)); err != nil {
 		s.log.Warn("rules of another mode are left", "err", err)
 	}
-	observers, serve, err := p.servers(ctx)
+	p.proxy = proxy.New(proxy.Options{
+		Log: s.log, Backend: p.backend, Node: p.node, Network: p.network, MinInterval: s.config.MinSyncPeriod(),
+	})
+	serve, err := p.servers(ctx)
 	if err != nil {
 		return err
 	}
-	kept := proxy.New(proxy.Options{
-		Log: s.log, Backend: p.backend, Node: p.node, Network: p.network, MinInterval: s.config.MinSyncPeriod(), Observers: observers,
-	})
 	s.log.Info("keeping the rules of Services", "node", p.node.Name, "mode", s.config.Mode, "alone", p.events == nil)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -67,7 +68,7 @@ func run(ctx context.Context, s settings) error {
 	for _, run := range serve {
 		all.Go(func() { run(ctx) })
 	}
-	err = kept.Run(ctx, p.source)
+	err = p.proxy.Run(ctx, p.source)
 	cancel()
 	all.Wait()
 	return err

@@ -22,8 +22,8 @@ import (
 	"github.com/orlop/orlop/proxy/model"
 )
 
-// servers are what is told of the proxy's work, and what must run beside it.
-func (p *parts) servers(ctx context.Context) ([]proxy.Observer, []func(context.Context), error) {
+// servers has all who want to know be told of the proxy's work, and returns what must run beside it.
+func (p *parts) servers(ctx context.Context) ([]func(context.Context), error) {
 	m := metrics.New(string(p.config.Mode))
 	h := &health.Health{Answered: m.Answered}
 	services := &health.Services{Log: p.log, Healthy: h.Healthy, Failed: p.tellService}
@@ -44,11 +44,12 @@ func (p *parts) servers(ctx context.Context) ([]proxy.Observer, []func(context.C
 		}
 		serve, err := p.listen(ctx, s.field, s.addr, s.handler)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		run = append(run, serve)
 	}
-	return []proxy.Observer{m, h, services, cleaner}, run, nil
+	p.proxy.Observers = []proxy.Observer{m, h, services, cleaner}
+	return run, nil
 }
 
 // tellService tells the users of a Service that its health can't be asked for.
@@ -64,6 +65,7 @@ func (p *parts) metricsHandler(m *metrics.Metrics) http.Handler {
 	mux.Handle("/metrics", m.Handler())
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, string(p.config.Mode)) })
+	mux.Handle(explainPath, explainer{mode: string(p.config.Mode), proxy: p.proxy})
 	if p.config.EnableProfiling {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)
 		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)

@@ -54,6 +54,12 @@ func (f *Flags) AddTo(fs *pflag.FlagSet) {
 	_ = fs.MarkHidden("v")
 }
 
+// AddAddressTo defines the flags that say where a running proxy is.
+func (f *Flags) AddAddressTo(fs *pflag.FlagSet) {
+	fs.StringVar(&f.File, "config", "", "`file` with the KubeProxyConfiguration of the proxy that runs")
+	f.text(fs, "metrics-bind-address", "`address` and port of its metrics server (default 127.0.0.1:10249)", func(c *Config, v string) { c.MetricsBindAddress = v })
+}
+
 // Apply lets flags replace fields.
 func (f *Flags) Apply(c *Config) {
 	for _, override := range f.overrides {
