@@ -83,7 +83,7 @@ func (f Frontend) write(w io.Writer) {
 		if i > 0 && slices.Equal(f.Routes[i-1].Endpoints, route.Endpoints) && route.Action == "balance" {
 			text = "the same" + route.masqueraded()
 		}
-		fmt.Fprintf(w, "    %s\t%s\n", whom[route.From], text)
+		fmt.Fprintf(w, "    %-14s  %s\n", whom[route.From], text)
 	}
 }
 

@@ -303,8 +303,8 @@ func TestExplain(t *testing.T) {
 	}
 	text := explain("web")
 	for _, want := range []string{
-		"default/web:http, TCP over IPv4", "ClusterIP 10.96.0.1:80", "from pods     one of 10.244.0.2:8080, 10.244.1.2:8080 (policy Cluster)",
-		"from outside  10.244.0.2:8080 (policy Local)", "not used: it is not ready", "The kernel's rules say the same.",
+		"default/web:http, TCP over IPv4", "ClusterIP 10.96.0.1:80", "from pods       one of 10.244.0.2:8080, 10.244.1.2:8080 (policy Cluster)",
+		"from outside    10.244.0.2:8080 (policy Local)", "not used: it is not ready", "The kernel's rules say the same.",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in:\n%s", want, text)
