@@ -85,6 +85,18 @@ func (p packet) String() string {
 	return fmt.Sprintf("%s to %s %s", p.from, p.to, p.transport())
 }
 
+func (r reached) String() string {
+	switch {
+	case r.rejected:
+		return "rejected"
+	case r.dropped:
+		return "dropped"
+	case r.unreachable:
+		return "unreachable"
+	}
+	return fmt.Sprintf("reached %s as %s", hostAt(r.server.Addr()), hostAt(r.client.Addr()))
+}
+
 // ends are the hosts that a packet may reach, with how its source looks there.
 func ends(want string) map[string]string {
 	out := map[string]string{}
@@ -265,7 +277,7 @@ func (n *topology) check(f family, p packet, want string) string {
 	case got.rejected && want == "reject", got.dropped && (want == "drop" || want == "none"), got.unreachable && want == "none":
 		return ""
 	case got.rejected || got.dropped || got.unreachable:
-		return fmt.Sprintf("got %+v, want %s", got, want)
+		return fmt.Sprintf("%v, want %s", got, want)
 	}
 	server := hostAt(got.server.Addr())
 	how, ok := ends(want)[server]
