@@ -42,24 +42,29 @@ func (p *Pods) follow(ctx context.Context, log *slog.Logger) <-chan members {
 			<-ctx.Done()
 			return
 		}
-		wait := podsRetry
-		for ctx.Err() == nil {
-			f := &podFollower{Pods: p, out: out, all: members{}}
-			err := f.stream(ctx)
-			switch {
-			case f.complete && err == nil:
-				wait = podsEvery
-			case f.complete:
-				wait = podsRetry
-			}
-			if err != nil && ctx.Err() == nil {
-				log.Warn("the kubelet does not tell its pods; those of before stay", "url", p.URL, "retry", wait, "err", err)
-			}
-			pause(ctx, wait)
-			wait = min(2*wait, podsRetryMax)
-		}
+		p.ask(ctx, out, log)
 	}()
 	return out
+}
+
+// ask asks again and again. Why it failed is told once for each reason.
+func (p *Pods) ask(ctx context.Context, out chan<- members, log *slog.Logger) {
+	wait, told := podsRetry, ""
+	for ctx.Err() == nil {
+		f := &podFollower{Pods: p, out: out, all: members{}}
+		err := f.stream(ctx)
+		if f.complete {
+			wait, told = podsRetry, ""
+		}
+		if err == nil {
+			wait = podsEvery
+		} else if ctx.Err() == nil && err.Error() != told {
+			told = err.Error()
+			log.Warn("the kubelet does not tell its pods; those of before stay", "url", p.URL, "err", err)
+		}
+		pause(ctx, wait)
+		wait = min(2*wait, podsRetryMax)
+	}
 }
 
 func pause(ctx context.Context, d time.Duration) {

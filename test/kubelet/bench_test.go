@@ -115,7 +115,10 @@ func each(b *testing.B, count int, w watch.Interface, do func(name string) error
 	limit := time.After(3 * time.Minute)
 	for len(took) < count {
 		select {
-		case e := <-w.ResultChan():
+		case e, open := <-w.ResultChan():
+			if !open {
+				b.Fatalf("watch ended after %d of %d pods", len(took), count)
+			}
 			if p, ok := e.Object.(*v1.Pod); ok && seen(e, p) && took[p.Name] == 0 {
 				mu.Lock()
 				took[p.Name] = time.Since(began[p.Name])
