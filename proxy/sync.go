@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"time"
 
@@ -71,6 +72,10 @@ func (p *Proxy) sync(ctx context.Context) bool {
 		}
 	}
 	s.Ended = time.Now()
+	if s.Full {
+		// A transaction of everything takes as much memory again as everything does, and then nothing needs it for long.
+		debug.FreeOSMemory()
+	}
 	p.settle(s)
 	if ctx.Err() != nil {
 		return true

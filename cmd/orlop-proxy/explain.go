@@ -160,7 +160,9 @@ func (n nftRules) Follow(p model.Packet) (explain.Ending, error) {
 	}
 	out, err := n.tables[model.FamilyOf(p.To.Addr())].Trace(nft.Packet{
 		From: netip.AddrPortFrom(p.SourceAddr, 40000), To: p.To, Protocol: p.Protocol, In: in,
-		Local: func(a netip.Addr) bool { return slices.Contains(n.network.NodeIPs, a) || slices.Contains(n.network.NodePorts, a) },
+		Local: func(a netip.Addr) bool {
+			return slices.Contains(n.network.NodeIPs, a) || slices.Contains(n.network.NodePorts, a)
+		},
 	})
 	return explain.Ending{Endpoints: out.Endpoints, Masquerade: out.Masquerade, Dropped: out.Dropped, Rejected: out.Rejected}, err
 }

@@ -21,7 +21,10 @@ import (
 
 // differences are where kube-proxy does otherwise than the table says, by mode: a part of "SCENARIO: FROM to TO". Each has
 // its reason in docs/proxy.md.
-var differences = map[string][]string{}
+var differences = map[string][]string{
+	"nftables": {"two Services, one address"},
+	"iptables": {"two Services, one address", "no endpoints at all, IPv4: node to public-", "no endpoints at all, IPv6: node to public-"},
+}
 
 // TestKubeProxy plays the table with the real kube-proxy, so that it is known that the table is right. It takes minutes,
 // and is for who changes the table: set ORLOP_TEST_PEERS=1.
