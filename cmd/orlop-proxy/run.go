@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
-	"k8s.io/component-helpers/node/util"
 
 	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/proxy"
@@ -76,8 +75,8 @@ func run(ctx context.Context, s settings) error {
 
 // identify finds the node's name and, where it is told, its address.
 func (p *parts) identify() (err error) {
-	if p.node.Name, err = util.GetHostname(p.config.HostnameOverride); err != nil {
-		return fmt.Errorf("node name: %w", err)
+	if p.node.Name, err = kube.NodeName(p.config.HostnameOverride); err != nil {
+		return err
 	}
 	if addr, err := netip.ParseAddr(p.config.BindAddress); err == nil && !addr.IsUnspecified() {
 		p.node.Addresses = []netip.Addr{addr.Unmap()}

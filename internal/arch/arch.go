@@ -85,6 +85,7 @@ var Unlinked = map[string][]string{
 	"cmd/orlop": {"k8s.io/client-go/kubernetes", "k8s.io/client-go/informers"},
 	// They use internal/kube instead: the clientset would double their memory.
 	"cmd/orlop-kubelet": {"k8s.io/client-go/kubernetes"},
+	"cmd/orlop-proxy":   {"k8s.io/client-go/kubernetes"},
 	"proxy/...":         {"k8s.io/client-go/kubernetes"},
 }
 
