@@ -1,9 +1,10 @@
 // Package iptables makes the kernel treat packets to Services as package model says, by iptables.
 //
-// Chains are those that kube-proxy's users know: KUBE-SVC- and KUBE-SVL- take an endpoint, KUBE-SEP- sends to it, KUBE-EXT-
-// is how others than a ClusterIP are treated. They are reached from KUBE-SERVICES, which leads to one chain for each block
-// of 256 addresses, where kube-proxy has one long list: a packet meets the rules of its block alone, and what changes is
-// restored with its block alone.
+// What it makes is what a kube-proxy in this mode makes, under the same names, but that the chains of all Services are
+// trees (see name.go): a packet meets some dozens of rules whatever the number of Services, and a change rewrites the
+// chains that it changes, never one with a rule for each Service.
+//
+// What the kernel holds is kept in memory. A change is one run of iptables-restore with those chains.
 package iptables
 
 import (
@@ -12,9 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
-	"os/exec"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/orlop/orlop/proxy/model"
@@ -22,236 +23,152 @@ import (
 
 // Backend is a proxy.Backend.
 type Backend struct {
-	log     *slog.Logger
-	network model.Network
-	tables  map[model.Family]*table
-	watch   *watch
+	log      *slog.Logger
+	programs map[model.Family]*program
+	tables   map[model.Family]*tables
+	watch    *watch
 }
 
-// New is a backend in the network namespace of this process. Nothing is changed before Replace.
+// askTimeout is for questions to the programs.
+const askTimeout = 30 * time.Second
+
+// New is a backend in the network namespace of the process. Nothing is changed before Replace.
 func New(log *slog.Logger) (*Backend, error) {
-	for _, p := range programs {
-		if _, err := exec.LookPath(p + "-restore"); err != nil {
-			return nil, fmt.Errorf("iptables: install the package iptables: %w", err)
+	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
+	defer cancel()
+	b := &Backend{log: log, programs: map[model.Family]*program{}, tables: map[model.Family]*tables{}}
+	nft := false
+	for _, f := range families {
+		p, err := findProgram(ctx, f)
+		if err != nil {
+			return nil, err
 		}
+		b.programs[f.Family] = p
+		nft = nft || p.nft
+		b.warnOfOther(ctx, p)
 	}
-	return &Backend{log: log, watch: newWatch(log), tables: map[model.Family]*table{}}, nil
+	var err error
+	if b.watch, err = newWatch(log, nft); err != nil {
+		return nil, fmt.Errorf("iptables: watch: %w", err)
+	}
+	for _, p := range b.programs {
+		p.began = b.watch.ignore
+	}
+	return b, nil
 }
 
-var programs = map[model.Family]string{model.IPv4: "iptables", model.IPv6: "ip6tables"}
+// warnOfOther tells if the kernel has a kube-proxy's rules of the other kind: packets would meet both. The program for
+// legacy rules is not asked where there are no legacy tables, since it would make them.
+func (b *Backend) warnOfOther(ctx context.Context, p *program) {
+	if p.nft && !hasLegacyTables(p.family) {
+		return
+	}
+	if _, err := run(ctx, p.variant(true), "-t", nat, "-S", services); err == nil {
+		b.log.Warn("a kube-proxy left rules of the other kind, which packets meet too; remove them",
+			"ours", p.variant(false), "other", p.variant(true))
+	}
+}
+
+func hasLegacyTables(f *family) bool {
+	file := "/proc/net/ip_tables_names"
+	if f.Family == model.IPv6 {
+		file = "/proc/net/ip6_tables_names"
+	}
+	names, err := os.ReadFile(file)
+	return err == nil && bytes.Contains(names, []byte(nat))
+}
 
 // Replace is of proxy.Backend.
 func (b *Backend) Replace(ctx context.Context, rules model.Rules) error {
-	if err := check(&rules.Network); err != nil {
+	if err := checkNetwork(&rules.Network); err != nil {
 		return fmt.Errorf("iptables: %w", err)
 	}
-	b.network = rules.Network
-	b.tables = map[model.Family]*table{}
-	for _, family := range rules.Network.Families {
-		t, e := newTable(family, &b.network), newEdit()
-		b.tables[family] = t
-		for _, port := range rules.Ports {
-			if port.Key.Family == family {
-				t.put(e, port.Key, port)
-			}
-		}
-		t.fixed(e)
-		t.settle(e)
-		if err := e.dropOthers(ctx, family); err != nil {
-			return err
-		}
-		if err := restore(ctx, family, e.text()); err != nil {
-			return err
-		}
-		if err := hook(ctx, family); err != nil {
-			return err
+	if err := routeLocalnet(&rules.Network); err != nil {
+		return fmt.Errorf("iptables: %w", err)
+	}
+	b.tables = map[model.Family]*tables{}
+	var errs []error
+	for family, p := range b.programs {
+		if slices.Contains(rules.Network.Families, family) {
+			errs = append(errs, b.replace(ctx, p, &rules))
+		} else if _, err := os.Stat("/proc/net/if_inet6"); family == model.IPv4 || err == nil {
+			errs = append(errs, p.cleanup(ctx))
 		}
 	}
-	b.watch.begin(rules.Network.Families)
-	return b.routeLocalhost()
+	errs = append(errs, b.watch.settled(b.programs))
+	return errors.Join(errs...)
 }
 
-// routeLocalhost has the kernel accept answers for 127.0.0.1 from elsewhere, which NodePorts there need.
-func (b *Backend) routeLocalhost() error {
-	if !b.network.LocalhostNodePorts || !b.network.AllNodePorts {
+// routeLocalnet has the kernel route packets from the loopback address to endpoints. It is not undone: others may want
+// it, too, and KUBE-FIREWALL makes it harmless.
+func routeLocalnet(n *model.Network) error {
+	if !slices.Contains(n.Families, model.IPv4) || !localhost(families[model.IPv4], n) {
 		return nil
 	}
-	if err := os.WriteFile("/proc/sys/net/ipv4/conf/all/route_localnet", []byte("1"), 0); err != nil {
-		b.log.Warn("NodePorts are not served on 127.0.0.1", "err", err)
+	const path = "/proc/sys/net/ipv4/conf/all/route_localnet"
+	if have, err := os.ReadFile(path); err == nil && bytes.Equal(bytes.TrimSpace(have), []byte("1")) {
+		return nil
+	}
+	return os.WriteFile(path, []byte("1"), 0o644)
+}
+
+// replace sets all rules of a family.
+func (b *Backend) replace(ctx context.Context, p *program, rules *model.Rules) error {
+	t := newTables(p.family, &rules.Network)
+	c := newChange()
+	for _, port := range rules.Ports {
+		if port.Key.Family != p.family.Family {
+			continue
+		}
+		if err := t.put(c, port.Key, port); err != nil {
+			return err
+		}
+	}
+	for p, n := range c.more {
+		for range n {
+			t.take(p)
+		}
+	}
+	have, err := p.existing(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.replace(ctx, t, c, have); err != nil {
+		return err
+	}
+	b.tables[p.family.Family] = t
+	if err := p.drop(ctx, have.stale(t, c)); err != nil {
+		b.log.Warn("chains without use are still there", "err", err)
 	}
 	return nil
 }
 
 // Apply is of proxy.Backend.
 func (b *Backend) Apply(ctx context.Context, changes []model.Change) error {
-	edits := map[model.Family]*edit{}
-	for _, c := range changes {
-		t := b.tables[c.Key().Family]
+	byFamily := map[model.Family]*change{}
+	for _, change := range changes {
+		key := change.Key()
+		t := b.tables[key.Family]
 		if t == nil {
 			continue
 		}
-		if edits[t.family] == nil {
-			edits[t.family] = newEdit()
+		if byFamily[key.Family] == nil {
+			byFamily[key.Family] = newChange()
 		}
-		t.put(edits[t.family], c.Key(), c.New)
-	}
-	for family, e := range edits {
-		b.tables[family].settle(e)
-		if text := e.text(); len(text) > 0 {
-			if err := restore(ctx, family, text); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// dropOthers removes what an earlier process or a kube-proxy left, in the transaction that makes the new rules.
-func (e *edit) dropOthers(ctx context.Context, family model.Family) error {
-	for _, name := range []string{nat, filter} {
-		chains, err := existing(ctx, family, name)
-		if err != nil {
-			return err
-		}
-		for _, c := range chains {
-			if _, kept := e.chains[name][c]; !kept && isOurs(c) {
-				e.gone[name][c] = true
-			}
-		}
-	}
-	return nil
-}
-
-// kubelets are chains that are the kubelet's, or were.
-var kubelets = map[string]bool{"KUBE-FIREWALL": true, "KUBE-KUBELET-CANARY": true, "KUBE-IPTABLES-HINT": true, "KUBE-MARK-DROP": true}
-
-func isOurs(chain string) bool { return strings.HasPrefix(chain, "KUBE-") && !kubelets[chain] }
-
-// existing lists the chains of a table.
-func existing(ctx context.Context, family model.Family, name string) ([]string, error) {
-	out, err := run(ctx, nil, programs[family]+"-save", "-t", name)
-	if err != nil {
-		return nil, err
-	}
-	var chains []string
-	for line := range strings.Lines(string(out)) {
-		if chain, ok := strings.CutPrefix(line, ":"); ok {
-			chain, _, _ = strings.Cut(chain, " ")
-			chains = append(chains, chain)
-		}
-	}
-	return chains, nil
-}
-
-// hook has the kernel's chains lead to ours, before what others put there.
-func hook(ctx context.Context, family model.Family) error {
-	for _, j := range jumps {
-		rule := append([]string{"-w", "5", "-t", j.table}, append([]string{"-C", j.from}, words(j.rule())...)...)
-		if _, err := run(ctx, nil, programs[family], rule...); err == nil {
-			continue
-		}
-		rule[4] = "-I"
-		if _, err := run(ctx, nil, programs[family], rule...); err != nil {
+		if err := t.put(byFamily[key.Family], key, change.New); err != nil {
 			return err
 		}
 	}
-	return nil
-}
-
-// words splits a rule of ours, in which only comments hold spaces.
-func words(rule string) []string {
-	var out []string
-	for i, part := range strings.Split(rule, `"`) {
-		if i%2 == 1 {
-			out = append(out, part)
-			continue
+	for _, family := range slices.Sorted(maps.Keys(byFamily)) {
+		if err := b.programs[family].restore(ctx, b.tables[family].apply(byFamily[family])); err != nil {
+			return err
 		}
-		out = append(out, strings.Fields(part)...)
 	}
-	return out
-}
-
-func restore(ctx context.Context, family model.Family, text []byte) error {
-	_, err := run(ctx, text, programs[family]+"-restore", "-w", "5", "--noflush", "--counters")
-	return err
-}
-
-// runTimeout is for a program that waits for others which change rules.
-const runTimeout = 2 * time.Minute
-
-func run(ctx context.Context, input []byte, program string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, runTimeout)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, program, args...)
-	var out, errs bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(input), &out, &errs
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s: %w: %s", program, err, strings.TrimSpace(errs.String()))
-	}
-	return out.Bytes(), nil
+	return b.watch.settled(b.programs)
 }
 
 // Tampered is of proxy.Backend.
 func (b *Backend) Tampered() <-chan struct{} { return b.watch.tampered }
 
 // Close is of proxy.Backend.
-func (b *Backend) Close() error {
-	b.watch.close()
-	return nil
-}
-
-// Cleanup removes what this backend, or a kube-proxy in mode iptables, made.
-func Cleanup() error {
-	var errs []error
-	for family, program := range programs {
-		if _, err := exec.LookPath(program + "-restore"); err == nil {
-			errs = append(errs, cleanup(context.Background(), family))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func cleanup(ctx context.Context, family model.Family) error {
-	e := newEdit()
-	e.gone[mangle] = map[string]bool{}
-	for _, name := range []string{nat, filter, mangle} {
-		chains, err := existing(ctx, family, name)
-		if err != nil {
-			return err
-		}
-		for _, c := range chains {
-			if isOurs(c) {
-				e.gone[name][c] = true
-			}
-		}
-	}
-	for _, j := range jumps {
-		if e.gone[j.table][j.to] {
-			if err := unhook(ctx, family, j); err != nil {
-				return err
-			}
-		}
-	}
-	if text := e.text(); len(text) > 0 {
-		return restore(ctx, family, text)
-	}
-	return nil
-}
-
-// unhook removes the rules that lead from a chain to one of ours, whoever made them and with whatever match.
-func unhook(ctx context.Context, family model.Family, j jump) error {
-	out, err := run(ctx, nil, programs[family], "-w", "5", "-t", j.table, "-S", j.from)
-	if err != nil {
-		return err
-	}
-	for line := range strings.Lines(string(out)) {
-		rule, ok := strings.CutPrefix(strings.TrimSpace(line), "-A ")
-		if !ok || !strings.HasSuffix(rule, "-j "+j.to) {
-			continue
-		}
-		if _, err := run(ctx, nil, programs[family], append([]string{"-w", "5", "-t", j.table, "-D"}, words(rule)...)...); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (b *Backend) Close() error { return b.watch.close() }

@@ -62,14 +62,14 @@ var counters = regexp.MustCompile(`\[\d+:\d+\]`)
 func saved(t testing.TB) map[model.Family][]string {
 	t.Helper()
 	out := map[model.Family][]string{}
-	for family, program := range programs {
-		text, err := run(context.Background(), nil, program+"-save")
+	for family, program := range families {
+		text, err := run(context.Background(), program.program+"-save")
 		if err != nil {
 			t.Fatal(err)
 		}
 		lines := map[string][]string{}
 		var table string
-		for line := range strings.Lines(string(text)) {
+		for _, line := range text {
 			line = counters.ReplaceAllString(strings.TrimSpace(line), "")
 			switch {
 			case strings.HasPrefix(line, "*"):
@@ -118,11 +118,11 @@ func TestRandomChanges(t *testing.T) {
 func TestReplaceDropsOthers(t *testing.T) {
 	b := newBackend(t)
 	for _, chain := range []string{"KUBE-SVC-OLD", "KUBE-SEP-OLD", "KUBE-FIREWALL"} {
-		if _, err := run(t.Context(), nil, "iptables", "-t", "nat", "-N", chain); err != nil {
+		if _, err := run(t.Context(), "iptables", "-t", "nat", "-N", chain); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := run(t.Context(), nil, "iptables", "-t", "nat", "-A", "KUBE-SVC-OLD", "-j", "KUBE-SEP-OLD"); err != nil {
+	if _, err := run(t.Context(), "iptables", "-t", "nat", "-A", "KUBE-SVC-OLD", "-j", "KUBE-SEP-OLD"); err != nil {
 		t.Fatal(err)
 	}
 	if err := b.Replace(t.Context(), modeltest.New(1, modeltest.Network()).Rules()); err != nil {
@@ -132,41 +132,8 @@ func TestReplaceDropsOthers(t *testing.T) {
 	if strings.Contains(all, "OLD") || !strings.Contains(all, "KUBE-FIREWALL") {
 		t.Errorf("left:\n%s", all)
 	}
-	if _, err := run(t.Context(), nil, "iptables", "-t", "nat", "-X", "KUBE-FIREWALL"); err != nil {
+	if _, err := run(t.Context(), "iptables", "-t", "nat", "-X", "KUBE-FIREWALL"); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// A table that somebody flushes is noticed.
-func TestMissing(t *testing.T) {
-	b := newBackend(t)
-	families := []model.Family{model.IPv4, model.IPv6}
-	if err := b.Replace(t.Context(), modeltest.New(1, modeltest.Network()).Rules()); err != nil {
-		t.Fatal(err)
-	}
-	if missing(t.Context(), families) {
-		t.Error("something is missing after Replace")
-	}
-	for _, args := range [][]string{{"-t", "mangle", "-F"}, {"-t", "mangle", "-X"}} {
-		if _, err := run(t.Context(), nil, "ip6tables", args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if !missing(t.Context(), families) {
-		t.Error("a flushed table went unnoticed")
-	}
-}
-
-func TestCheck(t *testing.T) {
-	n := modeltest.Network()
-	n.Local.Prefixes = append(n.Local.Prefixes, netip.MustParsePrefix("10.245.0.0/16"))
-	if err := check(&n); err == nil || !strings.Contains(err.Error(), "10.245.0.0/16") {
-		t.Errorf("two ranges of a family: %v", err)
-	}
-	n = modeltest.Network()
-	n.MasqueradeMark = 3
-	if err := check(&n); err == nil || !strings.Contains(err.Error(), "0x3") {
-		t.Errorf("two bits: %v", err)
 	}
 }
 

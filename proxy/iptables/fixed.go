@@ -6,64 +6,81 @@ import (
 	"github.com/orlop/orlop/proxy/model"
 )
 
-const mangle = "mangle"
+// hook is a rule of ours in a chain of the kernel's, which comes before all others there.
+type hook struct{ table, chain, rule string }
 
-// canary is a chain that nobody uses: where it is gone, somebody has flushed the table.
-const canary = "KUBE-PROXY-CANARY"
-
-// jump leads from a chain of the kernel to one of ours.
-type jump struct{ table, from, to, match string }
-
-var jumps = []jump{
-	{filter, "INPUT", "KUBE-PROXY-FIREWALL", isNew}, {filter, "OUTPUT", "KUBE-PROXY-FIREWALL", isNew}, {filter, "FORWARD", "KUBE-PROXY-FIREWALL", isNew},
-	{filter, "INPUT", "KUBE-EXTERNAL-SERVICES", isNew}, {filter, "OUTPUT", "KUBE-EXTERNAL-SERVICES", isNew}, {filter, "FORWARD", "KUBE-EXTERNAL-SERVICES", isNew},
-	{filter, "FORWARD", "KUBE-SERVICES", isNew}, {filter, "OUTPUT", "KUBE-SERVICES", isNew},
-	{filter, "FORWARD", "KUBE-FORWARD", ""},
-	{nat, "PREROUTING", "KUBE-SERVICES", ""}, {nat, "OUTPUT", "KUBE-SERVICES", ""}, {nat, "POSTROUTING", "KUBE-POSTROUTING", ""},
-}
-
-const isNew = "-m conntrack --ctstate NEW "
-
-func (j jump) rule() string {
-	return j.match + `-m comment --comment "kubernetes services" -j ` + j.to
-}
-
-// fixed are the chains that are there whatever Services there are.
-func (t *table) fixed(e *edit) {
-	mark := t.network.MasqueradeMark
-	e.chains[nat]["KUBE-MARK-MASQ"] = []string{fmt.Sprintf("-j MARK --or-mark %#x", mark)}
-	e.chains[nat]["KUBE-POSTROUTING"] = []string{
-		fmt.Sprintf("-m mark ! --mark %#x/%#x -j RETURN", mark, mark),
-		fmt.Sprintf("-j MARK --xor-mark %#x", mark), // a packet that comes by twice is masqueraded once
-		"-j MASQUERADE --random-fully",
-	}
-	e.chains[filter]["KUBE-FORWARD"] = []string{
-		fmt.Sprintf("-m mark --mark %#x/%#x -j ACCEPT", mark, mark),
-		"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-	}
-	if !t.network.TCPBeLiberal {
-		// Sent on as it is, a packet that connection tracking can't place would reach a client with an address that it
-		// never spoke to, and the client would end its connection.
-		e.chains[filter]["KUBE-FORWARD"] = append([]string{"-m conntrack --ctstate INVALID -j DROP"}, e.chains[filter]["KUBE-FORWARD"]...)
-	}
-	for _, l := range []list{natNodePorts, filterServices, filterExternal, filterByFirewall} {
-		e.dirty[l] = true
-	}
-	e.blocks = true
-	for _, name := range []string{mangle, filter, nat} {
-		e.chains[name][canary] = nil
+// hooks are in the order in which they are inserted: the last one comes first.
+func hooks() []hook {
+	portals, external, fence := "kubernetes service portals", "kubernetes externally-visible service portals", "kubernetes load balancer firewall"
+	isNew := func(text, chain string) string { return "-m conntrack --ctstate NEW " + comment(text) + " -j " + chain }
+	return []hook{
+		{filter, "INPUT", isNew(external, externalServices)},
+		{filter, "FORWARD", isNew(external, externalServices)},
+		{filter, "OUTPUT", isNew(external, externalServices)},
+		{filter, "FORWARD", isNew(portals, services)},
+		{filter, "OUTPUT", isNew(portals, services)},
+		{filter, "FORWARD", comment("kubernetes forwarding rules") + " -j " + forward},
+		{filter, "INPUT", isNew(fence, firewall)},
+		{filter, "FORWARD", isNew(fence, firewall)},
+		{filter, "OUTPUT", isNew(fence, firewall)},
+		{nat, "PREROUTING", comment(portals) + " -j " + services},
+		{nat, "OUTPUT", comment(portals) + " -j " + services},
+		{nat, "POSTROUTING", comment("kubernetes postrouting rules") + " -j " + postrouting},
 	}
 }
 
-// check refuses what the rules can't say.
-func check(n *model.Network) error {
-	if n.MasqueradeMark == 0 || n.MasqueradeMark&(n.MasqueradeMark-1) != 0 {
-		return fmt.Errorf("masquerade mark %#x is not a single bit", n.MasqueradeMark)
+// localhost tells whether NodePorts are served on the loopback address: see route_localnet in ip-sysctl.
+func localhost(f *family, n *model.Network) bool {
+	if f.Family != model.IPv4 || !n.LocalhostNodePorts {
+		return false
 	}
-	for _, f := range n.Families {
-		if len(n.Local.Of(f)) > 1 {
-			return fmt.Errorf("pods have the ranges %v; with iptables they may have one of each family", n.Local.Of(f))
+	if n.AllNodePorts {
+		return true
+	}
+	for _, addr := range n.NodePorts {
+		if addr.Is4() && addr.IsLoopback() {
+			return true
 		}
 	}
-	return nil
+	return false
+}
+
+// fixed are the parts that do not depend on Services. Roots of trees are there even if nothing is below them.
+func fixed(f *family, n *model.Network) []part {
+	bit := fmt.Sprintf("%#x", n.MasqueradeMark)
+	out := []part{
+		{table: mangle, chain: canary}, {table: nat, chain: canary}, {table: filter, chain: canary},
+		{table: nat, chain: services}, {table: nat, chain: nodePorts},
+		{table: filter, chain: services}, {table: filter, chain: externalServices}, {table: filter, chain: nodePorts},
+		{table: filter, chain: firewall},
+		{table: nat, chain: markMasquerade, rules: "-j MARK --or-mark " + bit},
+		// The mark is taken away, lest a packet that passes once more be masqueraded again.
+		{table: nat, chain: postrouting, rules: fmt.Sprintf("-m mark ! --mark %s/%s -j RETURN\n-j MARK --xor-mark %s\n%s -j MASQUERADE --random-fully",
+			bit, bit, bit, comment("kubernetes service traffic requiring SNAT"))},
+		// What is to be masqueraded may pass even if the policy is to forward nothing, and so may the answers.
+		{table: filter, chain: forward, rank: 1, rules: fmt.Sprintf("%s -m mark --mark %s/%s -j ACCEPT\n%s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+			comment("kubernetes forwarding rules"), bit, bit, comment("kubernetes forwarding conntrack rule"))},
+	}
+	if !n.TCPBeLiberal {
+		// A packet that connection tracking can't place would reach the client with the endpoint's address, and be reset.
+		out = append(out, part{table: filter, chain: forward, rules: "-m conntrack --ctstate INVALID -j DROP"})
+	}
+	if localhost(f, n) {
+		// With route_localnet, others on the link could reach what listens on the loopback address.
+		out = append(out, part{table: filter, chain: kubeletFirewall, rules: "! -s 127.0.0.0/8 -d 127.0.0.0/8 " +
+			comment("block incoming localnet connections") + " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"})
+	}
+	if pods := f.podMatches(n.Local); len(pods) > 1 {
+		for _, match := range pods {
+			out = append(out, part{table: nat, chain: markNotPod, rules: match + " -j RETURN"})
+		}
+		out = append(out, part{table: nat, chain: markNotPod, rank: 1, rules: "-j " + markMasquerade})
+	}
+	for _, match := range f.nodePortMatches(n) {
+		// Addresses of Services go before.
+		text := comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
+		out = append(out, part{table: nat, chain: services, rank: 1, rules: join(match, text, "-j", nodePorts)},
+			part{table: filter, chain: externalServices, rank: 1, rules: join(match, text, "-j", nodePorts)})
+	}
+	return out
 }

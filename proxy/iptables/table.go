@@ -1,0 +1,208 @@
+package iptables
+
+import (
+	"bytes"
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/orlop/orlop/proxy/model"
+)
+
+// tables is what the kernel holds in one family, kept so that it need not be listed. A chain of a single port follows
+// from the port; of the others the parts are kept.
+type tables struct {
+	family  *family
+	network *model.Network
+	ports   map[model.PortKey]*model.Port
+	shared  map[chainID]map[part]int // how many ports have a part
+}
+
+// chainID names a chain.
+type chainID struct{ table, name string }
+
+func newTables(f *family, network *model.Network) *tables {
+	t := &tables{family: f, network: network, ports: map[model.PortKey]*model.Port{}, shared: map[chainID]map[part]int{}}
+	for _, p := range fixed(f, network) {
+		t.take(p)
+	}
+	return t
+}
+
+// take adds a part, and tells whether the chain is another for it.
+func (t *tables) take(p part) bool {
+	id := chainID{p.table, p.chain}
+	if t.shared[id] == nil {
+		t.shared[id] = map[part]int{}
+	}
+	t.shared[id][p]++
+	return t.shared[id][p] == 1
+}
+
+// leave is the opposite of take.
+func (t *tables) leave(p part) bool {
+	id := chainID{p.table, p.chain}
+	if t.shared[id][p]--; t.shared[id][p] > 0 {
+		return false
+	}
+	if delete(t.shared[id], p); len(t.shared[id]) == 0 {
+		delete(t.shared, id)
+	}
+	return true
+}
+
+// rules are those of a chain of many ports.
+func (t *tables) rules(id chainID) []string {
+	parts := slices.SortedFunc(maps.Keys(t.shared[id]), func(a, b part) int {
+		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.rules, b.rules))
+	})
+	var out []string
+	for _, p := range parts {
+		if p.rules != "" {
+			out = append(out, strings.Split(p.rules, "\n")...)
+		}
+	}
+	return out
+}
+
+// change is what is to be done in one go.
+type change struct {
+	chains map[string][]string // of single ports, by name
+	gone   map[string]bool
+	more   map[part]int // by how many more ports have a part, or fewer
+}
+
+func newChange() *change {
+	return &change{chains: map[string][]string{}, gone: map[string]bool{}, more: map[part]int{}}
+}
+
+// put changes what is said of a port: now is nil for one that is gone. What was said before is forgotten only if there
+// was no error.
+func (t *tables) put(c *change, key model.PortKey, now *model.Port) error {
+	before, after := &described{}, &described{}
+	var err error
+	if old := t.ports[key]; old != nil {
+		if before, err = describe(t.family, t.network, old); err != nil {
+			return err
+		}
+	}
+	if now != nil {
+		if after, err = describe(t.family, t.network, now); err != nil {
+			return err
+		}
+	}
+	c.replace(before, after)
+	if now == nil {
+		delete(t.ports, key)
+	} else {
+		t.ports[key] = now
+	}
+	return nil
+}
+
+func (c *change) replace(before, after *described) {
+	had := map[string][]string{}
+	for _, chain := range before.chains {
+		had[chain.name] = chain.rules
+		c.gone[chain.name] = true
+		delete(c.chains, chain.name)
+	}
+	for _, chain := range after.chains {
+		delete(c.gone, chain.name)
+		if !slices.Equal(had[chain.name], chain.rules) {
+			c.chains[chain.name] = chain.rules
+		}
+	}
+	for _, p := range before.parts {
+		c.more[p]--
+	}
+	for _, p := range after.parts {
+		c.more[p]++
+	}
+}
+
+// apply makes the change in memory, and tells it in the words of iptables-restore. Table filter only meets packets that
+// table nat leaves alone, so that what is added to it comes before, and what is taken from it after nat's change: no
+// packet that is to be refused passes meanwhile, and none that is served is refused.
+func (t *tables) apply(c *change) []byte {
+	var out bytes.Buffer
+	added := t.count(c, filter, 1)
+	t.section(&out, filter, added, &change{})
+	changed := t.count(c, nat, 1)
+	maps.Copy(changed, t.count(c, nat, -1))
+	t.section(&out, nat, changed, c)
+	t.section(&out, filter, t.count(c, filter, -1), &change{})
+	return out.Bytes()
+}
+
+// count changes how many ports have the parts that more or fewer have, by the sign, and tells which chains are others.
+func (t *tables) count(c *change, table string, sign int) map[chainID]bool {
+	out := map[chainID]bool{}
+	for p, n := range c.more {
+		if p.table != table {
+			continue
+		}
+		for ; n*sign > 0; n -= sign {
+			do := t.take
+			if sign < 0 {
+				do = t.leave
+			}
+			if do(p) {
+				out[chainID{p.table, p.chain}] = true
+			}
+		}
+	}
+	return out
+}
+
+// section writes what becomes of a table in one transaction: all chains first, since rules lead to them.
+func (t *tables) section(out *bytes.Buffer, table string, shared map[chainID]bool, own *change) {
+	chains := maps.Clone(own.chains)
+	if chains == nil {
+		chains = map[string][]string{}
+	}
+	gone := maps.Clone(own.gone)
+	if gone == nil {
+		gone = map[string]bool{}
+	}
+	for id := range shared {
+		if t.shared[id] == nil {
+			gone[id.name] = true
+		} else {
+			chains[id.name] = t.rules(id)
+		}
+	}
+	writeSection(out, section{table: table, chains: chains, gone: slices.Sorted(maps.Keys(gone))})
+}
+
+// section is a transaction of iptables-restore.
+type section struct {
+	table  string
+	chains map[string][]string
+	gone   []string // chains that go
+	other  []string // lines after those of chains
+}
+
+func writeSection(out *bytes.Buffer, s section) {
+	if len(s.chains) == 0 && len(s.gone) == 0 && len(s.other) == 0 {
+		return
+	}
+	out.WriteString("*" + s.table + "\n")
+	names := slices.Sorted(maps.Keys(s.chains))
+	for _, name := range slices.Concat(names, s.gone) {
+		out.WriteString(":" + name + " - [0:0]\n") // flushes the chain, too
+	}
+	for _, name := range names {
+		for _, rule := range s.chains[name] {
+			out.WriteString("-A " + name + " " + rule + "\n")
+		}
+	}
+	for _, line := range s.other {
+		out.WriteString(line + "\n")
+	}
+	for _, name := range s.gone {
+		out.WriteString("-X " + name + "\n")
+	}
+	out.WriteString("COMMIT\n")
+}

@@ -1,0 +1,251 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/proxy/model"
+)
+
+// watch notices that somebody else changed our chains or the hooks to them: `iptables -F`, a firewall that restarts.
+//
+// With iptables-nft the kernel tells of each change. Of legacy tables it only tells their size when asked, which costs
+// nothing; it is asked every few seconds, and only if it is another than after our last change are rules looked at:
+// others, as network plugins, have rules in these tables, too.
+type watch struct {
+	log      *slog.Logger
+	tampered chan struct{}
+	conn     *netlink.Conn // nil if no program makes rules of nftables
+	stop     context.CancelFunc
+	running  sync.WaitGroup
+
+	mu sync.Mutex
+	// busy is true while we change something.
+	busy   bool
+	legacy map[*program][]tableSize
+	// last is when it was told last, later is set if it is to be told again.
+	last  time.Time
+	later *time.Timer
+}
+
+const (
+	// legacyPoll is how long a change of legacy tables may go unnoticed.
+	legacyPoll = 5 * time.Second
+	// tellGap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
+	tellGap = 10 * time.Second
+)
+
+func newWatch(log *slog.Logger, nft bool) (*watch, error) {
+	w := &watch{log: log, tampered: make(chan struct{}, 1), legacy: map[*program][]tableSize{}}
+	if nft {
+		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			return nil, err
+		}
+		if err := errors.Join(conn.SetReadBuffer(receiveBytes), conn.JoinGroup(unix.NFNLGRP_NFTABLES)); err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		w.conn = conn
+		w.running.Go(w.follow)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.stop = cancel
+	w.running.Go(func() { w.poll(ctx) })
+	return w, nil
+}
+
+// ignore is told of a process that is about to change rules for us. Its netlink socket has its process ID for a port, as
+// each process's first one does: see netlink(7).
+func (w *watch) ignore(pid int) error {
+	w.mu.Lock()
+	w.busy = true
+	w.mu.Unlock()
+	if w.conn == nil {
+		return nil
+	}
+	return ignore(w.conn, uint32(pid))
+}
+
+// settled is called when all our changes are done.
+func (w *watch) settled(programs map[model.Family]*program) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.busy = false
+	for _, p := range programs {
+		if p.nft {
+			continue
+		}
+		sizes, err := tableSizes(p.family.Family)
+		if err != nil {
+			return err
+		}
+		w.legacy[p] = sizes
+	}
+	return nil
+}
+
+func (w *watch) follow() {
+	for {
+		messages, err := w.conn.Receive()
+		switch {
+		case errors.Is(err, unix.ENOBUFS): // we missed some
+			w.tell("too many changes at once to follow")
+		case err != nil:
+			return // closed
+		}
+		for _, m := range messages {
+			if e, ok := parseEvent(m); ok && e.harms() {
+				w.tell("another program changed chain " + e.chain + " of table " + e.table)
+			}
+		}
+	}
+}
+
+// harms is true for changes of our chains, and for hooks of ours that go.
+func (e event) harms() bool {
+	if isOurs(e.chain) {
+		return true
+	}
+	if e.message != unix.NFT_MSG_DELRULE {
+		return false
+	}
+	for _, h := range hooks() {
+		at := bytes.LastIndexByte([]byte(h.rule), ' ')
+		if h.table == e.table && h.chain == e.chain && bytes.Contains(e.data, append([]byte(h.rule[at+1:]), 0)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *watch) poll(ctx context.Context) {
+	tick := time.NewTicker(legacyPoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, p := range w.grown() {
+			if !p.intact(ctx) && ctx.Err() == nil {
+				w.tell("another program changed legacy rules")
+			}
+		}
+	}
+}
+
+// grown are the programs whose tables have another size than before; that is then the one that is known.
+func (w *watch) grown() []*program {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []*program
+	for p, before := range w.legacy {
+		now, err := tableSizes(p.family.Family)
+		if w.busy || err != nil {
+			continue
+		}
+		for i := range now {
+			if now[i] != before[i] {
+				out = append(out, p)
+				break
+			}
+		}
+		w.legacy[p] = now
+	}
+	return out
+}
+
+// intact tells whether all hooks are there, and the chains that go when somebody removes all.
+func (p *program) intact(ctx context.Context) bool {
+	have, err := p.existing(ctx)
+	if err != nil || len(have.hooks) < len(hooks()) {
+		return false
+	}
+	for _, table := range allTables {
+		if !have.chains[chainID{table, canary}] {
+			return false
+		}
+	}
+	for _, table := range []string{filter, nat} { // the hooks may be there, and lead to chains that were flushed
+		lines, err := p.list(ctx, table, map[string]string{filter: forward, nat: postrouting}[table])
+		if err != nil || len(lines) < 3 {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *watch) tell(why string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.later != nil {
+		return
+	}
+	w.log.Warn("iptables rules are to be restored", "why", why)
+	w.later = time.AfterFunc(max(0, tellGap-time.Since(w.last)), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.later, w.last = nil, time.Now()
+		select {
+		case w.tampered <- struct{}{}:
+		default:
+		}
+	})
+}
+
+func (w *watch) close() error {
+	w.stop()
+	var err error
+	if w.conn != nil {
+		err = w.conn.Close()
+	}
+	w.running.Wait()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.later != nil {
+		w.later.Stop()
+	}
+	return err
+}
+
+// tableSize is what the kernel tells of a legacy table: struct ipt_getinfo, which is that of IPv6, too.
+type tableSize struct {
+	name                [32]byte
+	validHooks          uint32
+	entries, underflows [5]uint32
+	count, bytes        uint32
+}
+
+// optGetInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
+const optGetInfo = 64
+
+func tableSizes(f model.Family) ([]tableSize, error) {
+	domain, level := unix.AF_INET, unix.SOL_IP
+	if f == model.IPv6 {
+		domain, level = unix.AF_INET6, unix.SOL_IPV6
+	}
+	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]tableSize, len(allTables))
+	for i, table := range allTables {
+		copy(out[i].name[:], table)
+		size := uint32(unsafe.Sizeof(out[i]))
+		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), optGetInfo,
+			uintptr(unsafe.Pointer(&out[i])), uintptr(unsafe.Pointer(&size)), 0)
+		if errno != 0 && errno != unix.ENOENT { // nobody has made this table
+			return nil, errors.Join(errno, unix.Close(fd))
+		}
+	}
+	return out, unix.Close(fd)
+}
