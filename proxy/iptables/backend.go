@@ -114,27 +114,18 @@ func routeLocalnet(n *model.Network) error {
 
 // replace sets all rules of a family.
 func (b *Backend) replace(ctx context.Context, p *program, rules *model.Rules) error {
-	t := newTables(p.family, &rules.Network)
-	c := newChange()
-	for _, port := range rules.Ports {
-		if port.Key.Family != p.family.Family {
-			continue
-		}
-		if err := t.put(c, port.Key, port); err != nil {
-			return err
-		}
-	}
-	for p, n := range c.more {
-		for range n {
-			t.take(p)
-		}
+	t, c, err := fresh(p.family, rules)
+	if err != nil {
+		return err
 	}
 	have, err := p.existing(ctx)
 	if err != nil {
 		return err
 	}
-	if err := p.replace(ctx, t, c, have); err != nil {
-		return err
+	for _, sections := range replacement(t, c, have, p.chunk()) {
+		if err := p.sections(ctx, sections...); err != nil {
+			return err
+		}
 	}
 	b.tables[p.family.Family] = t
 	if err := p.drop(ctx, have.stale(t, c)); err != nil {

@@ -10,6 +10,8 @@ import (
 type existing struct {
 	chains map[chainID]bool
 	hooks  []hook
+	// kubelet are the chains of table filter that lead to the chain that the kubelet makes, too.
+	kubelet map[string]bool
 }
 
 // builtin are the kernel's chains in which kube-proxy or we have rules.
@@ -21,7 +23,7 @@ var allTables = []string{mangle, filter, nat}
 // existing looks at all tables. Programs for nftables take seconds for a list of many chains, so that only those chains
 // are listed that matter, and the names of the others are asked of the kernel.
 func (p *program) existing(ctx context.Context) (*existing, error) {
-	out := &existing{chains: map[chainID]bool{}}
+	out := &existing{chains: map[chainID]bool{}, kubelet: map[string]bool{}}
 	if p.nft {
 		names, err := chainNames(p.family.Family)
 		if err != nil {
@@ -65,6 +67,8 @@ func (e *existing) read(table string, lines []string) {
 	for _, line := range lines {
 		fields := strings.Fields(line)
 		switch {
+		case table == filter && len(fields) == 4 && fields[0] == "-A" && fields[2] == "-j" && fields[3] == kubeletFirewall:
+			e.kubelet[fields[1]] = true
 		case len(fields) == 2 && fields[0] == "-N":
 			e.chains[chainID{table, fields[1]}] = isOurs(fields[1])
 		case len(fields) > 3 && fields[0] == "-A" && slices.Contains(builtin[table], fields[1]) && isOurs(fields[len(fields)-1]):

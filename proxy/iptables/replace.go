@@ -17,11 +17,12 @@ import (
 // chainsAtOnce is how many chains one run of iptables-nft-restore makes: its time grows with the square of them.
 const chainsAtOnce = 1500
 
-// replace makes the kernel hold what t says. Chains of ports come first, those that others lead to before those, and as
-// chains of the same name may be in use, each is right as soon as it is there. The chains that lead to them, and the
-// hooks, are then changed at once.
-func (p *program) replace(ctx context.Context, t *tables, c *change, have *existing) error {
-	for names := range slices.Chunk(byLevel(c.chains), p.chunk()) {
+// replacement is what makes the kernel hold what t says, each element in one run of the program. Chains of ports come
+// first, those that others lead to before those, and as chains of the same name may be in use, each is right as soon as it
+// is there. The chains that lead to them, and the hooks, are then changed at once.
+func replacement(t *tables, c *change, have *existing, atOnce int) [][]section {
+	var out [][]section
+	for names := range slices.Chunk(byLevel(c.chains), atOnce) {
 		s := section{table: nat, chains: map[string][]string{}}
 		for _, name := range names {
 			s.chains[name] = c.chains[name]
@@ -31,25 +32,34 @@ func (p *program) replace(ctx context.Context, t *tables, c *change, have *exist
 				s.chains[shared] = rules
 			}
 		}
-		if err := p.sections(ctx, s); err != nil {
-			return err
-		}
+		out = append(out, []section{s})
 	}
-	want := hooks()
-	var all []section
+	var last []section
 	for _, table := range allTables {
-		s := section{table: table, chains: map[string][]string{}, other: have.fix(table, want)}
+		s := section{table: table, chains: map[string][]string{}, other: have.fix(table, hooks())}
 		for id := range t.shared {
 			if id.table == table {
 				s.chains[id.name] = t.rules(id)
 			}
 		}
-		if table == filter {
-			s.other = append(s.other, p.kubeletHooks(ctx, t)...)
+		if table == filter && t.shared[chainID{filter, kubeletFirewall}] != nil {
+			s.other = append(s.other, have.kubeletHooks()...)
 		}
-		all = append(all, s)
+		last = append(last, s)
 	}
-	return p.sections(ctx, all...)
+	return append(out, last)
+}
+
+// kubeletHooks lead to the chain that is the kubelet's as well, whose rule both of us make. They are added if they are
+// missing, and never removed.
+func (e *existing) kubeletHooks() []string {
+	var out []string
+	for _, chain := range []string{"INPUT", "OUTPUT"} {
+		if !e.kubelet[chain] {
+			out = append(out, "-I "+chain+" -j "+kubeletFirewall)
+		}
+	}
+	return out
 }
 
 func (p *program) chunk() int {
@@ -72,22 +82,6 @@ func byLevel(chains map[string][]string) []string {
 	return slices.SortedFunc(maps.Keys(chains), func(a, b string) int {
 		return cmp.Or(cmp.Compare(level(b), level(a)), cmp.Compare(a, b))
 	})
-}
-
-// kubeletHooks lead to the chain that is the kubelet's as well, whose rule both of us make. They are added if they are
-// missing, and never removed.
-func (p *program) kubeletHooks(ctx context.Context, t *tables) []string {
-	if t.shared[chainID{filter, kubeletFirewall}] == nil {
-		return nil
-	}
-	var out []string
-	for _, chain := range []string{"INPUT", "OUTPUT"} {
-		const rule = "-j " + kubeletFirewall
-		if have, err := p.list(ctx, filter, chain); err != nil || !slices.Contains(have, "-A "+chain+" "+rule) {
-			out = append(out, "-I "+chain+" "+rule)
-		}
-	}
-	return out
 }
 
 // stale are the chains that t doesn't have, those first that lead to others.

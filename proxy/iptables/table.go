@@ -30,6 +30,25 @@ func newTables(f *family, network *model.Network) *tables {
 	return t
 }
 
+// fresh is what the kernel is to hold, with all that it is to be told.
+func fresh(f *family, rules *model.Rules) (*tables, *change, error) {
+	t, c := newTables(f, &rules.Network), newChange()
+	for _, port := range rules.Ports {
+		if port.Key.Family != f.Family {
+			continue
+		}
+		if err := t.put(c, port.Key, port); err != nil {
+			return nil, nil, err
+		}
+	}
+	for p, n := range c.more {
+		for range n {
+			t.take(p)
+		}
+	}
+	return t, c, nil
+}
+
 // take adds a part, and tells whether the chain is another for it.
 func (t *tables) take(p part) bool {
 	id := chainID{p.table, p.chain}
@@ -128,11 +147,11 @@ func (c *change) replace(before, after *described) {
 func (t *tables) apply(c *change) []byte {
 	var out bytes.Buffer
 	added := t.count(c, filter, 1)
-	t.section(&out, filter, added, &change{})
+	t.section(&out, filter, added, nil, nil)
 	changed := t.count(c, nat, 1)
 	maps.Copy(changed, t.count(c, nat, -1))
-	t.section(&out, nat, changed, c)
-	t.section(&out, filter, t.count(c, filter, -1), &change{})
+	t.section(&out, nat, changed, c.chains, c.gone)
+	t.section(&out, filter, t.count(c, filter, -1), nil, nil)
 	return out.Bytes()
 }
 
@@ -156,24 +175,19 @@ func (t *tables) count(c *change, table string, sign int) map[chainID]bool {
 	return out
 }
 
-// section writes what becomes of a table in one transaction: all chains first, since rules lead to them.
-func (t *tables) section(out *bytes.Buffer, table string, shared map[chainID]bool, own *change) {
-	chains := maps.Clone(own.chains)
-	if chains == nil {
-		chains = map[string][]string{}
-	}
-	gone := maps.Clone(own.gone)
-	if gone == nil {
-		gone = map[string]bool{}
-	}
+// section writes what becomes of a table in one transaction: chains of many ports, and those of single ones.
+func (t *tables) section(out *bytes.Buffer, table string, shared map[chainID]bool, chains map[string][]string, gone map[string]bool) {
+	s := section{table: table, chains: map[string][]string{}, gone: slices.Collect(maps.Keys(gone))}
+	maps.Copy(s.chains, chains)
 	for id := range shared {
 		if t.shared[id] == nil {
-			gone[id.name] = true
+			s.gone = append(s.gone, id.name)
 		} else {
-			chains[id.name] = t.rules(id)
+			s.chains[id.name] = t.rules(id)
 		}
 	}
-	writeSection(out, section{table: table, chains: chains, gone: slices.Sorted(maps.Keys(gone))})
+	slices.Sort(s.gone)
+	writeSection(out, s)
 }
 
 // section is a transaction of iptables-restore.
