@@ -33,7 +33,9 @@ type Backend struct {
 const askTimeout = 30 * time.Second
 
 // New is a backend in the network namespace of the process. Nothing is changed before Replace.
-func New(log *slog.Logger) (*Backend, error) {
+func New(log *slog.Logger) (*Backend, error) { return open(log, usualPace) }
+
+func open(log *slog.Logger, pace pace) (*Backend, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
 	b := &Backend{log: log, programs: map[model.Family]*program{}, tables: map[model.Family]*tables{}}
@@ -48,7 +50,7 @@ func New(log *slog.Logger) (*Backend, error) {
 		b.warnOfOther(ctx, p)
 	}
 	var err error
-	if b.watch, err = newWatch(log, nft); err != nil {
+	if b.watch, err = newWatch(log, nft, pace); err != nil {
 		return nil, fmt.Errorf("iptables: watch: %w", err)
 	}
 	for _, p := range b.programs {

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -30,10 +32,32 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// kinds are those of iptables: the one makes rules of nftables, the other tables of its own.
+var kinds = []string{"nft", "legacy"}
+
+// use has programs of a kind found as "iptables".
+func use(t testing.TB, kind string) {
+	t.Helper()
+	kernel.Require(t, kernel.Root, kernel.Command("iptables-"+kind), kernel.Command("ip6tables-"+kind))
+	dir := t.TempDir()
+	for _, f := range families {
+		for _, what := range []string{"", "-restore", "-save"} {
+			path, err := exec.LookPath(f.program + "-" + kind + what)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Symlink(path, filepath.Join(dir, f.program+what)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}
+
 func newBackend(t testing.TB) *Backend {
 	t.Helper()
 	kernel.Require(t, kernel.Root, kernel.Command("iptables-restore"), kernel.Command("ip6tables-restore"))
-	b, err := New(slog.New(slog.DiscardHandler))
+	b, err := open(slog.New(slog.DiscardHandler), pace{poll: 20 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,33 +113,111 @@ func saved(t testing.TB) map[model.Family][]string {
 	return out
 }
 
-// After any changes the rules are those that a fresh start makes.
-func TestRandomChanges(t *testing.T) {
-	for seed := range uint64(2) {
-		b := newBackend(t)
-		c := modeltest.New(seed, modeltest.Network())
-		c.Net.AllNodePorts = seed == 1
-		if err := b.Replace(t.Context(), c.Rules()); err != nil {
-			t.Fatal(err)
-		}
-		for i := range 300 {
-			c.Change(20)
-			if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
-				t.Fatalf("change %d: %v", i, err)
-			}
-		}
-		before := saved(t)
-		if err := newBackend(t).Replace(t.Context(), c.Rules()); err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(saved(t), before); diff != "" {
-			t.Errorf("seed %d (-fresh +changed):\n%s", seed, diff)
-		}
+func forEachKind(t *testing.T, test func(t *testing.T)) {
+	for _, kind := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			use(t, kind)
+			test(t)
+		})
 	}
 }
 
+// After any changes the rules are those that a fresh start makes, and nobody takes our own changes for those of others.
+func TestRandomChanges(t *testing.T) {
+	forEachKind(t, func(t *testing.T) {
+		for seed := range uint64(2) {
+			b := newBackend(t)
+			c := modeltest.New(seed, modeltest.Network())
+			c.Net.AllNodePorts = seed == 1
+			if err := b.Replace(t.Context(), c.Rules()); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 200 {
+				for range 5 {
+					c.Change(20)
+				}
+				if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
+					t.Fatalf("change %d: %v", i, err)
+				}
+			}
+			select {
+			case <-b.Tampered():
+				t.Error("its own changes were taken for another's")
+			default:
+			}
+			before := saved(t)
+			// Also with what was there before, which must not matter.
+			for _, how := range []string{"over the old", "afresh"} {
+				if how == "afresh" {
+					if err := Cleanup(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := newBackend(t).Replace(t.Context(), c.Rules()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(saved(t), before); diff != "" {
+					t.Errorf("seed %d (-%s +changed):\n%s", seed, how, diff)
+				}
+			}
+		}
+	})
+}
+
+// What somebody else does to our rules is told; what others do to theirs, in the same tables, is not.
+func TestTampered(t *testing.T) {
+	forEachKind(t, func(t *testing.T) {
+		b := newBackend(t)
+		c := modeltest.New(1, modeltest.Network())
+		for range 100 {
+			c.Change(20)
+		}
+		c.State.Commit()
+		replace := func() {
+			t.Helper()
+			if err := b.Replace(t.Context(), c.Rules()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		do := func(args string) {
+			t.Helper()
+			fields := strings.Fields(args)
+			if _, err := run(t.Context(), fields[0], fields[1:]...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		replace()
+		before := saved(t)
+		for _, others := range []string{"iptables -t nat -A POSTROUTING -s 10.9.0.0/16 -j ACCEPT", "iptables -t nat -D POSTROUTING -s 10.9.0.0/16 -j ACCEPT"} {
+			do(others)
+			select {
+			case <-b.Tampered():
+				t.Fatalf("%s was told", others)
+			case <-time.After(200 * time.Millisecond): // some polls
+			}
+		}
+		for _, tamper := range []string{"iptables -t nat -F", "ip6tables -t filter -F", "iptables -t nat -F OUTPUT", "iptables -t filter -F KUBE-FORWARD"} {
+			do(tamper)
+			select {
+			case <-b.Tampered():
+			case <-time.After(5 * time.Second):
+				t.Fatalf("%s went unnoticed", tamper)
+			}
+			replace()
+			if diff := cmp.Diff(saved(t), before); diff != "" {
+				t.Errorf("after %s (-restored +before):\n%s", tamper, diff)
+			}
+			for len(b.Tampered()) > 0 { // told twice, as rules go one by one
+				<-b.Tampered()
+			}
+		}
+	})
+}
+
 // What an earlier process and a kube-proxy left goes with the first rules, and the kubelet's stays.
-func TestReplaceDropsOthers(t *testing.T) {
+func TestReplaceDropsOthers(t *testing.T) { forEachKind(t, replaceDropsOthers) }
+
+func replaceDropsOthers(t *testing.T) {
 	b := newBackend(t)
 	for _, chain := range []string{"KUBE-SVC-OLD", "KUBE-SEP-OLD", "KUBE-FIREWALL"} {
 		if _, err := run(t.Context(), "iptables", "-t", "nat", "-N", chain); err != nil {
@@ -134,59 +236,5 @@ func TestReplaceDropsOthers(t *testing.T) {
 	}
 	if _, err := run(t.Context(), "iptables", "-t", "nat", "-X", "KUBE-FIREWALL"); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func many(n, second int) []*model.Port {
-	balance := model.Route{Set: model.Cluster}
-	masq := model.Route{Set: model.Cluster, Masquerade: true}
-	var out []*model.Port
-	for i := range n {
-		addr := func(a int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(a), byte(i >> 8), byte(i)}) }
-		out = append(out, &model.Port{
-			Key:       model.PortKey{Service: model.Name{Namespace: "ns", Name: fmt.Sprintf("service-%d", i)}, Protocol: model.TCP, Family: model.IPv4},
-			Frontends: []model.Frontend{{Kind: model.ClusterIP, Addr: addr(96), Port: 80, Routes: model.Routes{balance, masq, masq}}},
-			Cluster:   []model.Endpoint{{Addr: netip.AddrPortFrom(addr(128), 8080)}, {Addr: netip.AddrPortFrom(addr(second), 8080)}},
-		})
-	}
-	return out
-}
-
-func BenchmarkBackend(b *testing.B) {
-	for _, n := range []int{10, 1000, 10000} {
-		backend := newBackend(b)
-		ports := many(n, 129)
-		rules := model.Rules{Network: modeltest.Network(), Ports: ports}
-		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) {
-			for b.Loop() {
-				if err := backend.Replace(b.Context(), rules); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(fmt.Sprintf("endpoint/%d", n), func(b *testing.B) {
-			at := [][]*model.Port{ports, many(n, 130)}
-			i := 0
-			for b.Loop() {
-				i++
-				change := model.Change{Old: at[(i+1)%2][7], New: at[i%2][7]}
-				if err := backend.Apply(b.Context(), []model.Change{change}); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-		b.Run(fmt.Sprintf("service/%d", n), func(b *testing.B) {
-			there := true
-			for b.Loop() {
-				change := model.Change{Old: ports[7]}
-				if !there {
-					change = model.Change{New: ports[7]}
-				}
-				there = !there
-				if err := backend.Apply(b.Context(), []model.Change{change}); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
 	}
 }

@@ -22,6 +22,7 @@ import (
 // others, as network plugins, have rules in these tables, too.
 type watch struct {
 	log      *slog.Logger
+	pace     pace
 	tampered chan struct{}
 	conn     *netlink.Conn // nil if no program makes rules of nftables
 	stop     context.CancelFunc
@@ -36,15 +37,18 @@ type watch struct {
 	later *time.Timer
 }
 
-const (
-	// legacyPoll is how long a change of legacy tables may go unnoticed.
-	legacyPoll = 5 * time.Second
-	// tellGap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
-	tellGap = 10 * time.Second
-)
+// pace is how often a watch looks and tells.
+type pace struct {
+	// poll is how long a change of legacy tables may go unnoticed.
+	poll time.Duration
+	// gap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
+	gap time.Duration
+}
 
-func newWatch(log *slog.Logger, nft bool) (*watch, error) {
-	w := &watch{log: log, tampered: make(chan struct{}, 1), legacy: map[*program][]tableSize{}}
+var usualPace = pace{poll: 5 * time.Second, gap: 10 * time.Second}
+
+func newWatch(log *slog.Logger, nft bool, pace pace) (*watch, error) {
+	w := &watch{log: log, pace: pace, tampered: make(chan struct{}, 1), legacy: map[*program][]tableSize{}}
 	if nft {
 		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		if err != nil {
@@ -127,7 +131,7 @@ func (e event) harms() bool {
 }
 
 func (w *watch) poll(ctx context.Context) {
-	tick := time.NewTicker(legacyPoll)
+	tick := time.NewTicker(w.pace.poll)
 	defer tick.Stop()
 	for {
 		select {
@@ -191,7 +195,7 @@ func (w *watch) tell(why string) {
 		return
 	}
 	w.log.Warn("iptables rules are to be restored", "why", why)
-	w.later = time.AfterFunc(max(0, tellGap-time.Since(w.last)), func() {
+	w.later = time.AfterFunc(max(0, w.pace.gap-time.Since(w.last)), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.later, w.last = nil, time.Now()
