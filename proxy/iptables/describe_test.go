@@ -19,6 +19,9 @@ type played struct {
 	rules  map[model.Family]ruleset
 }
 
+// chainsAtOnceHere has both ways of a replacement tried.
+var chainsAtOnceHere = map[model.Family]int{model.IPv4: 7, model.IPv6: 1 << 30}
+
 func play(t *testing.T, rules model.Rules) *played {
 	t.Helper()
 	if err := checkNetwork(&rules.Network); err != nil {
@@ -31,7 +34,7 @@ func play(t *testing.T, rules model.Rules) *played {
 			t.Fatal(err)
 		}
 		out.tables[family], out.rules[family] = tables, newRuleset()
-		for _, sections := range replacement(tables, c, &existing{}, 7) {
+		for _, sections := range replacement(tables, c, &existing{}, chainsAtOnceHere[family]) {
 			var text bytes.Buffer
 			for _, s := range sections {
 				writeSection(&text, s)

@@ -17,10 +17,13 @@ import (
 // chainsAtOnce is how many chains one run of iptables-nft-restore makes: its time grows with the square of them.
 const chainsAtOnce = 1500
 
-// replacement is what makes the kernel hold what t says, each element in one run of the program. Chains of ports come
-// first, those that others lead to before those, and as chains of the same name may be in use, each is right as soon as it
-// is there. The chains that lead to them, and the hooks, are then changed at once.
+// replacement is what makes the kernel hold what t says, each element in one run of the program. If chains of ports are too
+// many for one, they come first, those that others lead to before those, and as chains of the same name may be in use,
+// each is right as soon as it is there. The chains that lead to them, and the hooks, are then changed at once.
 func replacement(t *tables, c *change, have *existing, atOnce int) [][]section {
+	if len(c.chains) <= atOnce {
+		return [][]section{rootSections(t, have, c.chains)}
+	}
 	var out [][]section
 	for names := range slices.Chunk(byLevel(c.chains), atOnce) {
 		s := section{table: nat, chains: map[string][]string{}}
@@ -34,7 +37,12 @@ func replacement(t *tables, c *change, have *existing, atOnce int) [][]section {
 		}
 		out = append(out, []section{s})
 	}
-	var last []section
+	return append(out, rootSections(t, have, nil))
+}
+
+// rootSections have the chains that ports share and the hooks, and in table nat some more.
+func rootSections(t *tables, have *existing, more map[string][]string) []section {
+	var out []section
 	for _, table := range allTables {
 		s := section{table: table, chains: map[string][]string{}, other: have.fix(table, hooks())}
 		for id := range t.shared {
@@ -45,9 +53,12 @@ func replacement(t *tables, c *change, have *existing, atOnce int) [][]section {
 		if table == filter && t.shared[chainID{filter, kubeletFirewall}] != nil {
 			s.other = append(s.other, have.kubeletHooks()...)
 		}
-		last = append(last, s)
+		if table == nat {
+			maps.Copy(s.chains, more)
+		}
+		out = append(out, s)
 	}
-	return append(out, last)
+	return out
 }
 
 // kubeletHooks lead to the chain that is the kubelet's as well, whose rule both of us make. They are added if they are
