@@ -38,6 +38,12 @@ var Systemd = Need{what: "systemd as PID 1", given: true, have: func() bool {
 	return err == nil
 }}
 
+// IPVS is a kernel with the module ip_vs.
+var IPVS = Need{what: "IPVS in the kernel", given: true, have: func() bool {
+	_, err := os.Stat("/proc/net/ip_vs")
+	return err == nil
+}}
+
 // SELinux is a machine with SELinux enabled.
 var SELinux = Need{what: "SELinux", given: true, have: func() bool {
 	_, err := os.Stat("/sys/fs/selinux/enforce")

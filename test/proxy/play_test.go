@@ -16,8 +16,10 @@ import (
 
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/iptables"
+	"github.com/orlop/orlop/proxy/ipvs"
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/nft"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // mode is a backend and what removes its rules.
@@ -25,11 +27,13 @@ type mode struct {
 	name    string
 	open    func(log *slog.Logger) (proxy.Backend, error)
 	cleanup func() error
+	needs   []kernel.Need
 }
 
 var modes = []mode{
-	{"nftables", func(log *slog.Logger) (proxy.Backend, error) { return nft.New(log) }, nft.Cleanup},
-	{"iptables", func(log *slog.Logger) (proxy.Backend, error) { return iptables.New(log) }, iptables.Cleanup},
+	{"nftables", func(log *slog.Logger) (proxy.Backend, error) { return nft.New(log) }, nft.Cleanup, nil},
+	{"iptables", func(log *slog.Logger) (proxy.Backend, error) { return iptables.New(log) }, iptables.Cleanup, nil},
+	{"ipvs", func(log *slog.Logger) (proxy.Backend, error) { return ipvs.New(log, ipvs.Settings{Scheduler: "rr"}) }, ipvs.Cleanup, []kernel.Need{kernel.IPVS}},
 }
 
 func (m mode) start(t testing.TB) proxy.Backend {
@@ -75,8 +79,11 @@ func (p packet) transport() model.Protocol {
 }
 
 func (p packet) wantIn(mode string) string {
-	if mode == "iptables" && p.iptables != "" {
+	switch {
+	case mode == "iptables" && p.iptables != "":
 		return p.iptables
+	case mode == "ipvs" && p.ipvs != "":
+		return p.ipvs
 	}
 	return p.want
 }
@@ -194,6 +201,7 @@ func TestPackets(t *testing.T) {
 	quick(t, n)
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, m.needs...)
 			backend := m.start(t)
 			cases := 0
 			for _, s := range table {

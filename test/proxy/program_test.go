@@ -21,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // program is orlop-proxy, over a directory of objects.
@@ -131,6 +132,7 @@ func TestKilled(t *testing.T) {
 	n := network(t)
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, m.needs...)
 			p := newProgram(t, m.name)
 			all := []string{"pod-a", "pod-b", "remote-a", "remote-b"}
 			write := func(endpoints ...string) {
@@ -194,6 +196,7 @@ func TestUDPFollows(t *testing.T) {
 	n := network(t)
 	for _, m := range modes {
 		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, m.needs...)
 			p := newProgram(t, m.name)
 			udp := protocol(corev1.ProtocolUDP)
 			p.write(service(0, udp, nodePort(30053)), slice(0, "web", "pod-a"))

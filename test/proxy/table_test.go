@@ -28,6 +28,8 @@ type packet struct {
 	want string
 	// iptables is what that backend does otherwise, as kube-proxy does in that mode.
 	iptables string
+	// ipvs is what that one does otherwise: a virtual server can't tell where a packet is from.
+	ipvs string
 }
 
 func objects(o ...runtime.Object) []runtime.Object { return o }
@@ -42,6 +44,12 @@ func unknownPort(packets []packet) []packet {
 	for i := range packets {
 		packets[i].want, packets[i].iptables = "reject", "none"
 	}
+	return packets
+}
+
+// localOnly has all sources sent to the node's endpoints in mode ipvs, where policy Local has some.
+func localOnly(pod, node string, packets []packet) []packet {
+	packets[0].ipvs, packets[1].ipvs = pod, node
 	return packets
 }
 
@@ -235,7 +243,7 @@ var table = []scenario{
 			return objects(service(f, nodePort(30080), externalLocal), slice(f, "web", "pod-a terminating", "remote-a"))
 		},
 		packets: join(everyone("cluster-1:80", "remote-a kept", "remote-a masq", "remote-a masq"),
-			everyone("node:30080", "remote-a kept", "remote-a masq", "pod-a kept")),
+			localOnly("pod-a kept", "pod-a masq", everyone("node:30080", "remote-a kept", "remote-a masq", "pod-a kept"))),
 	},
 	{
 		name: "hints for this zone",
@@ -285,7 +293,7 @@ var table = []scenario{
 			return objects(service(f, nodePort(30080), externalLocal), slice(f, "web", "pod-a zone=b", "remote-a zone=a"))
 		},
 		packets: join(everyone("cluster-1:80", "remote-a kept", "remote-a masq", "remote-a masq"),
-			everyone("node:30080", "remote-a kept", "remote-a masq", "pod-a kept")),
+			localOnly("pod-a kept", "pod-a masq", everyone("node:30080", "remote-a kept", "remote-a masq", "pod-a kept"))),
 	},
 	{
 		name:    "no way to tell pods",

@@ -1,0 +1,293 @@
+// Package ipvs makes the kernel treat packets to Services as package model says, by IPVS, the kernel's own load balancer.
+//
+// Each address and port of a Service is a virtual server whose destinations are the endpoints. The addresses are those of a
+// device that leads nowhere, so that the kernel takes packets for them as its own. ipsets hold the addresses by what is to
+// be done with them, and a constant number of iptables rules does it.
+//
+// Kubernetes calls this mode deprecated; nftables does more, and quicker.
+package ipvs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/proxy/model"
+)
+
+// Settings are what a configuration says of this mode alone.
+type Settings struct {
+	Scheduler string // as rr; the kernel must have it
+	StrictARP bool
+	// Timeouts of connections; 0 leaves the kernel's.
+	TCP, TCPFin, UDP time.Duration
+	// Exclude are addresses of virtual servers that are not ours.
+	Exclude []netip.Prefix
+}
+
+// device has the addresses of Services; its name is kube-proxy's.
+const device = "kube-ipvs0"
+
+// Backend is a proxy.Backend.
+type Backend struct {
+	log      *slog.Logger
+	settings Settings
+	tampered chan struct{}
+	handle   *ipvs.Handle
+	link     netlink.Link
+	network  model.Network
+	node     []netip.Addr // where NodePorts are served
+
+	mu    sync.Mutex // of all below, and of what the kernel holds
+	ports map[model.PortKey]*described
+	// counts are how many ports need an entry or an address that several may have.
+	counts map[any]int
+	// leaving are destinations that get nothing new and go when their connections have ended.
+	leaving map[leaver]bool
+	stop    context.CancelFunc
+	ended   sync.WaitGroup
+}
+
+// leaver is a destination of a virtual server.
+type leaver struct {
+	server   server
+	endpoint netip.AddrPort
+}
+
+// New is a backend in the network namespace of the calling thread. Nothing is changed before Replace.
+func New(log *slog.Logger, s Settings) (*Backend, error) {
+	handle, err := ipvs.New("")
+	if err != nil {
+		return nil, fmt.Errorf("ipvs: this kernel does not have it; load the module ip_vs, or use mode nftables: %w", err)
+	}
+	return &Backend{log: log, settings: s, tampered: make(chan struct{}), handle: handle, stop: func() {}}, nil
+}
+
+// sysctls are what IPVS needs to work with connection tracking, and to answer for no address that is another node's.
+func (b *Backend) sysctls() map[string]string {
+	out := map[string]string{
+		"net/ipv4/vs/conntrack": "1", "net/ipv4/vs/conn_reuse_mode": "0", "net/ipv4/vs/expire_nodest_conn": "1",
+		"net/ipv4/vs/expire_quiescent_template": "1", "net/ipv4/ip_forward": "1",
+	}
+	if b.settings.StrictARP {
+		out["net/ipv4/conf/all/arp_ignore"], out["net/ipv4/conf/all/arp_announce"] = "1", "2"
+	}
+	return out
+}
+
+// Replace is of proxy.Backend. What is there and is to be there is left alone, and with it its connections.
+func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if r.Network.MasqueradeMark == 0 {
+		return errors.New("ipvs: masquerade mark 0 is not a bit")
+	}
+	b.network = r.Network
+	if err := b.prepare(); err != nil {
+		return fmt.Errorf("ipvs: %w", err)
+	}
+	b.ports, b.counts, b.leaving = map[model.PortKey]*described{}, map[any]int{}, map[leaver]bool{}
+	all := &described{servers: map[server]destinations{}}
+	for _, port := range r.Ports {
+		d := describe(port, b.node)
+		b.ports[port.Key] = d
+		for s, ds := range d.servers {
+			all.servers[s] = ds
+		}
+		for _, e := range d.entries {
+			if b.counts[e]++; b.counts[e] == 1 {
+				all.entries = append(all.entries, e)
+			}
+		}
+		for _, a := range d.addrs {
+			if b.counts[a]++; b.counts[a] == 1 {
+				all.addrs = append(all.addrs, a)
+			}
+		}
+	}
+	for _, step := range []func(*described) error{b.replaceSets, b.replaceServers, b.replaceAddrs} {
+		if err := step(all); err != nil {
+			return fmt.Errorf("ipvs: %w", err)
+		}
+	}
+	for _, family := range r.Network.Families {
+		if err := setRules(ctx, family, &b.network); err != nil {
+			return fmt.Errorf("ipvs: %w", err)
+		}
+	}
+	b.watch()
+	return nil
+}
+
+// prepare makes the device and sets what the kernel needs.
+func (b *Backend) prepare() error {
+	for path, value := range b.sysctls() {
+		if err := os.WriteFile("/proc/sys/"+path, []byte(value), 0); err != nil {
+			b.log.Warn("a setting of the kernel stays as it is", "path", path, "err", err)
+		}
+	}
+	if t := b.settings; t.TCP != 0 || t.TCPFin != 0 || t.UDP != 0 {
+		if err := b.handle.SetConfig(&ipvs.Config{TimeoutTCP: t.TCP, TimeoutTCPFin: t.TCPFin, TimeoutUDP: t.UDP}); err != nil {
+			return fmt.Errorf("timeouts: %w", err)
+		}
+	}
+	link, err := netlink.LinkByName(device)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = device
+		if err := netlink.LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("device %s: %w", device, err)
+		}
+		link, err = netlink.LinkByName(device)
+	}
+	if err != nil {
+		return fmt.Errorf("device %s: %w", device, err)
+	}
+	b.link = link
+	b.node = b.network.NodePorts
+	if b.network.AllNodePorts {
+		b.node, err = nodeAddrs(link)
+	}
+	return err
+}
+
+// nodeAddrs are the node's addresses but for those of Services and of loopback.
+func nodeAddrs(but netlink.Link) ([]netip.Addr, error) {
+	list, err := netlink.AddrList(nil, unix.AF_UNSPEC)
+	if err != nil {
+		return nil, fmt.Errorf("addresses of the node: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range list {
+		addr, _ := netip.AddrFromSlice(a.IP)
+		if addr = addr.Unmap(); a.LinkIndex != but.Attrs().Index && !addr.IsLoopback() && !addr.IsLinkLocalUnicast() {
+			out = append(out, addr)
+		}
+	}
+	return out, nil
+}
+
+// Apply is of proxy.Backend.
+func (b *Backend) Apply(_ context.Context, changes []model.Change) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, c := range changes {
+		if err := b.applyLocked(c); err != nil {
+			return fmt.Errorf("ipvs: %s: %w", c.Key(), err)
+		}
+	}
+	return nil
+}
+
+// applyLocked adds what is new before it removes what is old, so that an address that stays is served all the time.
+func (b *Backend) applyLocked(c model.Change) error {
+	before, now := b.ports[c.Key()], &described{}
+	if before == nil {
+		before = &described{}
+	}
+	if delete(b.ports, c.Key()); c.New != nil {
+		now = describe(c.New, b.node)
+		b.ports[c.Key()] = now
+	}
+	for _, a := range now.addrs {
+		if b.counts[a]++; b.counts[a] == 1 {
+			if err := b.addAddr(a); err != nil {
+				return err
+			}
+		}
+	}
+	for s, ds := range now.servers {
+		if err := b.setServer(s, before.servers[s], ds, contains(before.servers, s)); err != nil {
+			return err
+		}
+	}
+	for _, e := range now.entries {
+		if b.counts[e]++; b.counts[e] == 1 {
+			if err := e.add(""); err != nil {
+				return err
+			}
+		}
+	}
+	return b.removeLocked(before, now)
+}
+
+func contains[K comparable, V any](m map[K]V, k K) bool {
+	_, ok := m[k]
+	return ok
+}
+
+func (b *Backend) removeLocked(before, now *described) error {
+	for _, e := range before.entries {
+		if b.counts[e]--; b.counts[e] == 0 {
+			delete(b.counts, e)
+			if err := e.del(); err != nil {
+				return err
+			}
+		}
+	}
+	for s := range before.servers {
+		if !contains(now.servers, s) {
+			if err := b.handle.DelService(b.service(s, 0)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("virtual server %s: %w", s.addr, err)
+			}
+		}
+	}
+	for _, a := range before.addrs {
+		if b.counts[a]--; b.counts[a] == 0 {
+			delete(b.counts, a)
+			if err := netlink.AddrDel(b.link, deviceAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				return fmt.Errorf("address %s: %w", a, err)
+			}
+		}
+	}
+	return nil
+}
+
+// Tampered is of proxy.Backend. Changes by others are not noticed.
+func (b *Backend) Tampered() <-chan struct{} { return b.tampered }
+
+// Close is of proxy.Backend.
+func (b *Backend) Close() error {
+	b.stop()
+	b.ended.Wait()
+	b.handle.Close()
+	return nil
+}
+
+// Cleanup removes what this backend, or kube-proxy in mode ipvs, made. Virtual servers are only removed if the device is
+// there: without it they are somebody else's.
+func Cleanup() error {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return nil // never used
+	}
+	var errs []error
+	if handle, err := ipvs.New(""); err == nil {
+		errs = append(errs, handle.Flush())
+		handle.Close()
+	}
+	for family := range programs {
+		errs = append(errs, dropRules(context.Background(), family))
+		for set := range setTypes {
+			if err := netlink.IpsetDestroy(setName(family, set)); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("ipset %s: %w", setName(family, set), err))
+			}
+		}
+	}
+	return errors.Join(append(errs, netlink.LinkDel(link))...)
+}
+
+// equal tells whether nothing differs but perhaps the order.
+func (d destinations) equal(o destinations) bool {
+	return d.affinity == o.affinity && slices.Equal(d.endpoints, o.endpoints)
+}
