@@ -62,7 +62,14 @@ func newCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return run(cmd.Context(), settings{flags: flags, config: c, log: log})
+			s := settings{flags: flags, config: c, log: log}
+			switch {
+			case flags.WriteConfigTo != "":
+				return c.Write(flags.WriteConfigTo)
+			case flags.InitOnly:
+				return (&parts{settings: s}).prepare()
+			}
+			return run(cmd.Context(), s)
 		},
 	}
 	cmd.AddCommand(newExplainCommand())

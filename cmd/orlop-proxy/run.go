@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -78,10 +79,19 @@ func (p *parts) identify() (err error) {
 	if p.node.Name, err = kube.NodeName(p.config.HostnameOverride); err != nil {
 		return err
 	}
-	if addr, err := netip.ParseAddr(p.config.BindAddress); err == nil && !addr.IsUnspecified() {
-		p.node.Addresses = []netip.Addr{addr.Unmap()}
+	if addr := p.bindAddr(); !addr.IsUnspecified() {
+		p.node.Addresses = []netip.Addr{addr}
 	}
 	return nil
+}
+
+// bindAddr is the address that the configuration says the node has, unspecified if it doesn't.
+func (p *parts) bindAddr() netip.Addr {
+	addr, err := netip.ParseAddr(p.config.BindAddress)
+	if err != nil { // Validate has told
+		return netip.IPv4Unspecified()
+	}
+	return addr.Unmap()
 }
 
 // connect makes the source: an API server, or a directory where there is none.
@@ -123,17 +133,16 @@ func (p *parts) restConfig() (*rest.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubeconfig: %w", err)
 	}
-	api.QPS, api.Burst, api.ContentType = c.QPS, int(c.Burst), c.ContentType
+	api.QPS, api.Burst, api.ContentType, api.AcceptContentTypes = c.QPS, int(c.Burst), c.ContentType, c.AcceptContentTypes
 	api.UserAgent = "orlop-proxy/" + version
 	return api, nil
 }
 
 // network says what the rules need to know, on the node as it is now.
 func (p *parts) network(node watch.Node, cidrs []netip.Prefix) (model.Network, error) {
-	facts := config.Facts{NodeIPs: node.Addresses, PodCIDRs: node.PodCIDRs, ServiceCIDRs: cidrs, Families: p.families}
-	if len(facts.NodeIPs) == 0 {
-		facts.NodeIPs = p.node.Addresses
-	}
+	facts := config.Facts{PodCIDRs: node.PodCIDRs, ServiceCIDRs: cidrs, Families: p.families}
+	// Loopback stands there for what isn't known, which is no address of the node's that rules could be about.
+	facts.NodeIPs = slices.DeleteFunc(node.IPs(p.bindAddr()), netip.Addr.IsLoopback)
 	var err error
 	if facts.Interfaces, err = config.InterfaceAddrs(); err != nil {
 		return model.Network{}, err

@@ -5,8 +5,10 @@ package config
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -76,31 +78,41 @@ func (c *Config) read(data []byte) error {
 	return nil
 }
 
-// collect notes which fields are set: kubeadm writes many as null, "" or 0s, which means the default.
+// Write makes a file that Load reads.
+func (c *Config) Write(file string) error {
+	c.APIVersion, c.Kind = apiVersion, kind
+	data, err := yaml.Marshal(&c.KubeProxyConfiguration)
+	if err == nil {
+		err = os.WriteFile(file, data, 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("config: %w", err)
+	}
+	return nil
+}
+
+// collect notes which fields are set. What kubeadm writes for a default is not: null, "", 0s, false, an empty list.
 func (c *Config) collect(prefix string, raw map[string]any) {
 	for name, value := range raw {
 		switch value := value.(type) {
 		case map[string]any:
 			c.collect(prefix+name+".", value)
-		case nil:
-		case string:
-			if value != "" {
-				c.Set[prefix+name] = true
-			}
+		case []any:
+			c.Set[prefix+name] = len(value) > 0
 		default:
-			c.Set[prefix+name] = true
+			c.Set[prefix+name] = !slices.Contains([]any{nil, "", "0", "0s", 0.0, false}, value)
 		}
 	}
 }
 
-// The defaults are those of the API's documentation, but for the mode, and for minSyncPeriod where a change costs so
-// little that there is nothing to collect.
+// Default fills in what is not set. The defaults are those of the API's documentation, but for the mode, and for
+// minSyncPeriod where a change costs so little that there is nothing to collect.
 func (c *Config) Default() {
 	fill(&c.BindAddress, "0.0.0.0")
-	fill(&c.HealthzBindAddress, "0.0.0.0:10256")
-	fill(&c.MetricsBindAddress, "127.0.0.1:10249")
+	c.defaultServers()
 	fill(&c.Mode, NFTables)
 	fill(&c.DetectLocalMode, ClusterCIDR)
+	fill(&c.ClientConnection.ContentType, "application/vnd.kubernetes.protobuf")
 	fill(&c.ClientConnection.QPS, 5)
 	fill(&c.ClientConnection.Burst, 10)
 	fillPointer(&c.OOMScoreAdj, -999)
@@ -111,7 +123,7 @@ func (c *Config) Default() {
 	fillPointer(&c.Conntrack.Min, 128*1024)
 	fillPointer(&c.Conntrack.TCPEstablishedTimeout, metav1.Duration{Duration: 24 * time.Hour})
 	fillPointer(&c.Conntrack.TCPCloseWaitTimeout, metav1.Duration{Duration: time.Hour})
-	if !c.Set["iptables.minSyncPeriod"] {
+	if !c.Set["iptables.minSyncPeriod"] { // a flag may set it to 0
 		fill(&c.IPTables.MinSyncPeriod.Duration, time.Second)
 	}
 	fill(&c.IPVS.Scheduler, "rr")
@@ -120,8 +132,31 @@ func (c *Config) Default() {
 	}
 }
 
-// primary stands for the node's own addresses in nodePortAddresses.
-const primary = "primary"
+// The ports of the servers where none is given.
+const (
+	healthzPort = 10256
+	metricsPort = 10249
+)
+
+// defaultServers has them listen in the family of bindAddress.
+func (c *Config) defaultServers() {
+	all, self := netip.IPv4Unspecified(), netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	if addr, err := netip.ParseAddr(c.BindAddress); err == nil && !addr.Unmap().Is4() {
+		all, self = netip.IPv6Unspecified(), netip.IPv6Loopback()
+	}
+	fill(&c.HealthzBindAddress, all.String())
+	fill(&c.MetricsBindAddress, self.String())
+	c.HealthzBindAddress = withPort(c.HealthzBindAddress, healthzPort)
+	c.MetricsBindAddress = withPort(c.MetricsBindAddress, metricsPort)
+}
+
+// withPort adds a port to an address that has none.
+func withPort(addr string, port uint16) string {
+	if ip, err := netip.ParseAddr(addr); err == nil {
+		return netip.AddrPortFrom(ip, port).String()
+	}
+	return addr
+}
 
 func fill[T comparable](to *T, value T) {
 	var zero T
@@ -149,17 +184,16 @@ func (c *Config) MinSyncPeriod() time.Duration {
 
 // ignored are the fields that are not honoured, and why. Every other one is.
 var ignored = map[string]string{
-	"featureGates":                        "features are not switched by gates",
-	"logging":                             "see --log-level",
-	"configSyncPeriod":                    "what a watch says is not repeated",
-	"portRange":                           "kube-proxy doesn't use it either",
-	"showHiddenMetricsForVersion":         "no metric is hidden",
-	"iptables.syncPeriod":                 "what others change is noticed when they do",
-	"nftables.syncPeriod":                 "what others change is noticed when they do",
-	"ipvs.syncPeriod":                     "what others change is noticed when they do",
-	"winkernel":                           "this is for Linux",
-	"windowsRunAsService":                 "this is for Linux",
-	"clientConnection.acceptContentTypes": "objects are transferred as protobuf, with JSON as a fallback",
+	"featureGates":                "features are not switched by gates",
+	"logging":                     "see --log-level",
+	"configSyncPeriod":            "what a watch says is not repeated",
+	"portRange":                   "kube-proxy doesn't use it either",
+	"showHiddenMetricsForVersion": "no metric is hidden",
+	"iptables.syncPeriod":         "what others change is noticed when they do",
+	"nftables.syncPeriod":         "what others change is noticed when they do",
+	"ipvs.syncPeriod":             "what others change is noticed when they do",
+	"winkernel":                   "this is for Linux",
+	"windowsRunAsService":         "this is for Linux",
 }
 
 // Warnings names the fields that were set and are not honoured, sorted.
@@ -175,11 +209,8 @@ func (c *Config) Warnings() []string {
 }
 
 func (c *Config) isSet(path string) bool {
-	if c.Set[path] {
-		return true
-	}
-	for set := range c.Set {
-		if len(set) > len(path) && set[:len(path)] == path && set[len(path)] == '.' {
+	for field, set := range c.Set {
+		if set && (field == path || strings.HasPrefix(field, path+".")) {
 			return true
 		}
 	}

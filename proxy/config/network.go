@@ -48,55 +48,96 @@ func (c *Config) detectLocal(out *model.Network, f Facts) error {
 		out.Local.Prefixes = f.PodCIDRs
 	default:
 		for _, cidr := range c.clusterCIDRs() {
-			prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
+			prefix, err := parseCIDR(cidr)
 			if err != nil {
 				return fmt.Errorf("clusterCIDR: %w", err)
 			}
-			out.Local.Prefixes = append(out.Local.Prefixes, prefix.Masked())
+			out.Local.Prefixes = append(out.Local.Prefixes, prefix)
 		}
 	}
 	return nil
 }
 
-// nodePorts says at which addresses NodePorts are served. A family of which no range is given is served at all of its
-// addresses, as with kube-proxy.
-func (c *Config) nodePorts(out *model.Network, f Facts) {
-	if slices.Equal(c.NodePortAddresses, []string{primary}) {
-		out.NodePorts = f.NodeIPs
-		return
+func (c *Config) clusterCIDRs() []string {
+	if c.ClusterCIDR == "" {
+		return nil
 	}
-	everywhere := 0
+	return strings.Split(c.ClusterCIDR, ",")
+}
+
+// The words that stand for addresses in nodePortAddresses.
+const (
+	primary   = "primary"   // the node's own, as the API server knows them
+	localhost = "localhost" // loopback
+	everyone  = "all"
+)
+
+var (
+	loopbacks  = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
+	everywhere = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+)
+
+// nodePorts says at which addresses NodePorts are served, sorted. A family of which no range is given is served at all of
+// its addresses, as with kube-proxy.
+func (c *Config) nodePorts(out *model.Network, f Facts) {
+	ranges := c.nodePortRanges(f)
+	all := 0
 	for _, family := range f.Families {
-		ranges := c.nodePortRanges(family)
-		if len(ranges) == 0 {
-			everywhere++
+		some := slices.DeleteFunc(slices.Clone(ranges), func(r netip.Prefix) bool { return model.FamilyOf(r.Addr()) != family })
+		if len(some) == 0 || slices.ContainsFunc(some, func(r netip.Prefix) bool { return r.Bits() == 0 }) {
+			some = everywhere
+			all++
 		}
-		for _, addr := range f.Interfaces {
-			inRange := func(r netip.Prefix) bool { return r.Contains(addr) }
-			if model.FamilyOf(addr) == family && (len(ranges) == 0 || slices.ContainsFunc(ranges, inRange)) {
+		for _, addr := range slices.Concat(f.Interfaces, f.NodeIPs) {
+			if model.FamilyOf(addr) == family && slices.ContainsFunc(some, func(r netip.Prefix) bool { return r.Contains(addr) }) {
 				out.NodePorts = append(out.NodePorts, addr)
 			}
 		}
 	}
-	if everywhere == len(f.Families) {
+	if all == len(f.Families) {
 		out.AllNodePorts, out.NodePorts = true, nil
 	}
+	slices.SortFunc(out.NodePorts, netip.Addr.Compare)
+	out.NodePorts = slices.Compact(out.NodePorts)
 }
 
-// nodePortRanges is empty for all addresses.
-func (c *Config) nodePortRanges(family model.Family) []netip.Prefix {
+// nodePortRanges has the words replaced by what they stand for. A family in which the node has no address of its own has
+// loopback for one.
+func (c *Config) nodePortRanges(f Facts) []netip.Prefix {
 	var out []netip.Prefix
-	for _, cidr := range c.NodePortAddresses {
-		prefix, err := netip.ParsePrefix(strings.TrimSpace(cidr))
-		if err != nil || model.FamilyOf(prefix.Addr()) != family {
-			continue // Validate has told of the former
+	for _, text := range c.NodePortAddresses {
+		switch text {
+		case localhost:
+			out = append(out, loopbacks...)
+		case everyone:
+			out = append(out, everywhere...)
+		case primary:
+			for _, loopback := range loopbacks {
+				ofFamily := func(a netip.Addr) bool { return a.BitLen() == loopback.Addr().BitLen() }
+				if at := slices.IndexFunc(f.NodeIPs, ofFamily); at >= 0 {
+					loopback = netip.PrefixFrom(f.NodeIPs[at], f.NodeIPs[at].BitLen())
+				}
+				out = append(out, loopback)
+			}
+		default:
+			if prefix, err := parseCIDR(text); err == nil { // Validate has told of others
+				out = append(out, prefix)
+			}
 		}
-		if prefix.Bits() == 0 {
-			return nil
-		}
-		out = append(out, prefix)
 	}
 	return out
+}
+
+// NodePortsMove tells whether NodePorts are served at other addresses when an interface gets or loses one.
+func (c *Config) NodePortsMove() bool {
+	byRange := func(text string) bool { return text != primary && text != localhost && text != everyone }
+	return slices.ContainsFunc(c.NodePortAddresses, byRange)
+}
+
+// parseCIDR is of a range that a person wrote.
+func parseCIDR(text string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
+	return prefix.Masked(), err
 }
 
 // Families are those that the kernel has: IPv6 may be switched off.

@@ -208,6 +208,9 @@ func sourceAddr(source model.Source, port *model.Port, f model.Frontend, network
 		// Not an endpoint's: what that sends to itself is masqueraded whatever the route says.
 		for addr = ranges[0].Addr().Next(); isEndpoint(port, addr); addr = addr.Next() {
 		}
+		if !ranges[0].Contains(addr) {
+			return addr, false
+		}
 	case model.FromNode:
 		for _, a := range network.NodeIPs {
 			if model.FamilyOf(a) == family {

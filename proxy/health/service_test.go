@@ -1,0 +1,160 @@
+package health
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/model"
+)
+
+// freePort is one that nobody has for now.
+func freePort(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+func services(t *testing.T) (*Services, *atomic.Bool, *[]string) {
+	t.Helper()
+	healthy, failed := &atomic.Bool{}, &[]string{}
+	healthy.Store(true)
+	s := &Services{
+		Log: slog.New(slog.DiscardHandler), Healthy: healthy.Load,
+		Failed: func(service model.Name, err error) { *failed = append(*failed, fmt.Sprintf("%s: %v", service, err)) },
+	}
+	t.Cleanup(s.Close)
+	return s, healthy, failed
+}
+
+// at has servers listen at these addresses; none for all.
+func at(addrs []string, checks ...model.HealthCheck) proxy.Sync {
+	out := proxy.Sync{HealthChecks: checks, Network: model.Network{AllNodePorts: len(addrs) == 0}}
+	for _, a := range addrs {
+		out.Network.NodePorts = append(out.Network.NodePorts, netip.MustParseAddr(a))
+	}
+	return out
+}
+
+// get is nil where nobody listens.
+func get(t *testing.T, addr string, port uint16) (*http.Response, string) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	r, err := client.Get("http://" + net.JoinHostPort(addr, fmt.Sprint(port)))
+	if err != nil {
+		return nil, ""
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r, strings.TrimSpace(string(body))
+}
+
+var web = model.Name{Namespace: "shop", Name: "web"}
+
+func TestServiceAnswers(t *testing.T) {
+	s, healthy, failed := services(t)
+	port := freePort(t)
+	for _, tt := range []struct {
+		endpoints int
+		healthy   bool
+		code      int
+	}{{2, true, 200}, {0, true, 503}, {1, true, 200}, {1, false, 503}, {0, false, 503}} {
+		healthy.Store(tt.healthy)
+		s.Synced(at(nil, model.HealthCheck{Service: web, Port: port, LocalEndpoints: tt.endpoints}))
+		r, body := get(t, "127.0.0.1", port)
+		want := fmt.Sprintf(`{"service":{"namespace":"shop","name":"web"},"localEndpoints":%d,"serviceProxyHealthy":%v}`, tt.endpoints, tt.healthy)
+		if r == nil || r.StatusCode != tt.code || body != want {
+			t.Fatalf("%+v: %+v %s; want %d %s", tt, r, body, tt.code, want)
+		}
+		for name, value := range map[string]string{"Content-Type": "application/json", "X-Content-Type-Options": "nosniff",
+			"X-Load-Balancing-Endpoint-Weight": fmt.Sprint(tt.endpoints)} {
+			if got := r.Header.Get(name); got != value {
+				t.Errorf("%+v: %s: %q, want %q", tt, name, got, value)
+			}
+		}
+	}
+	if len(*failed) > 0 {
+		t.Errorf("failed: %v", *failed)
+	}
+}
+
+// A server is where its Service wants it, for as long as it does.
+func TestServiceServers(t *testing.T) {
+	s, _, _ := services(t)
+	first, second := freePort(t), freePort(t)
+	listens := func(addr string, port uint16, want bool) {
+		t.Helper()
+		if r, _ := get(t, addr, port); (r != nil) != want {
+			t.Errorf("%s port %d: listens %v, want %v", addr, port, r != nil, want)
+		}
+	}
+	check := model.HealthCheck{Service: web, Port: first, LocalEndpoints: 1}
+	s.Synced(at([]string{"127.0.0.1"}, check))
+	listens("127.0.0.1", first, true)
+	listens("127.0.0.2", first, false)
+
+	failed := at(nil)
+	failed.Err = errors.New("no")
+	s.Synced(failed) // what was not done is not told
+	listens("127.0.0.1", first, true)
+
+	s.Synced(at([]string{"127.0.0.1", "127.0.0.2"}, check)) // NodePorts are served at one more address
+	listens("127.0.0.2", first, true)
+
+	check.Port = second
+	s.Synced(at([]string{"127.0.0.2"}, check))
+	listens("127.0.0.2", first, false)
+	listens("127.0.0.2", second, true)
+	listens("127.0.0.1", second, false)
+
+	s.Synced(at(nil, check, model.HealthCheck{Service: model.Name{Namespace: "shop", Name: "db"}, Port: first}))
+	listens("127.0.0.1", first, true)
+	listens("127.0.0.1", second, true)
+	s.Synced(at(nil))
+	listens("127.0.0.1", first, false)
+	listens("127.0.0.1", second, false)
+	s.Synced(at(nil, check))
+	s.Close()
+	listens("127.0.0.1", second, false)
+}
+
+// A port that somebody else has is told, and taken as soon as it is free.
+func TestServicePortTaken(t *testing.T) {
+	s, _, failed := services(t)
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	sync := at([]string{"127.0.0.1", "127.0.0.2"}, model.HealthCheck{Service: web, Port: port, LocalEndpoints: 1})
+	s.Synced(sync)
+	want := fmt.Sprintf("shop/web: healthCheckNodePort %d of service shop/web: listen tcp 127.0.0.2:%d", port, port)
+	if len(*failed) != 1 || !strings.HasPrefix((*failed)[0], want) {
+		t.Errorf("told %q, want %q", *failed, want)
+	}
+	if r, _ := get(t, "127.0.0.1", port); r != nil {
+		t.Error("half a server is left")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s.Synced(sync)
+	if r, _ := get(t, "127.0.0.2", port); r == nil || r.StatusCode != 200 || len(*failed) != 1 {
+		t.Errorf("after the port became free: %+v, told %q", r, *failed)
+	}
+}
