@@ -179,6 +179,10 @@ func (s *starting) containerConfig(ctx context.Context, picture *cri.Image) (*cr
 	if err != nil {
 		return nil, err
 	}
+	devices, err := s.k.cfg.Volumes.Devices(s.pod, s.Container)
+	if err != nil {
+		return nil, err
+	}
 	name, err := image.Spec(s.Container.Image, s.sandbox.RuntimeHandler)
 	if err != nil {
 		return nil, err
@@ -186,7 +190,7 @@ func (s *starting) containerConfig(ctx context.Context, picture *cri.Image) (*cr
 	name.Image = picture.Id
 	return s.k.cfg.Spec.Container(spec.Container{
 		Pod: s.pod, Container: s.Container, Attempt: s.Attempt, Image: name, ImageUser: picture,
-		Env: vars, Mounts: mounts, Target: s.target(ctx), UserIDs: s.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions,
+		Env: vars, Mounts: mounts, Devices: devices, Target: s.target(ctx), UserIDs: s.config.Linux.SecurityContext.NamespaceOptions.UsernsOptions,
 	})
 }
 

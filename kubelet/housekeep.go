@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"strconv"
 	"time"
 
@@ -59,9 +60,8 @@ func (k *Kubelet) sweep(ctx context.Context) error {
 			known[uid] = true
 		}
 	}
-	if err := k.cfg.Volumes.Orphans(ctx, known); err != nil {
-		return err
-	}
+	// A storage driver that is away keeps its volumes from being removed, and nothing else.
+	orphans := k.cfg.Volumes.Orphans(ctx, known)
 	uids, err := k.cfg.Cgroups.Pods()
 	if err != nil {
 		return err
@@ -73,7 +73,7 @@ func (k *Kubelet) sweep(ctx context.Context) error {
 			}
 		}
 	}
-	return k.cfg.Cgroups.SetBurstable(resource.Burstable(k.pods.active()))
+	return errors.Join(orphans, k.cfg.Cgroups.SetBurstable(resource.Burstable(k.pods.active())))
 }
 
 // restore makes as much of a pod's spec as its sandboxes and containers tell: enough to end it as it wants to be ended.

@@ -89,6 +89,7 @@ type Objects interface {
 type Volumes interface {
 	Setup(ctx context.Context, p *v1.Pod) error
 	Mounts(p *v1.Pod, c *v1.Container, variable func(name string) (string, bool)) ([]*cri.Mount, error)
+	Devices(p *v1.Pod, c *v1.Container) ([]*cri.Device, error)
 	TearDown(ctx context.Context, uid types.UID) error
 	Orphans(ctx context.Context, known map[types.UID]bool) error
 }

@@ -250,11 +250,20 @@ func (w *worker) prepare(ctx context.Context, p *v1.Pod) error {
 	}
 	if err := w.k.cfg.Volumes.Setup(ctx, p); err != nil {
 		if ctx.Err() == nil {
-			w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "FailedMount", "%v", err)
+			w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, volumeReason(err), "%v", err)
 		}
 		return fmt.Errorf("volumes: %w", err)
 	}
 	return nil
+}
+
+// volumeReason is that of the event about volumes that could not be made.
+func volumeReason(err error) string {
+	var of interface{ Reason() string }
+	if errors.As(err, &of) {
+		return of.Reason()
+	}
+	return "FailedMount"
 }
 
 // refresh keeps the contents of a running pod's volumes as they are in the objects that they come from.

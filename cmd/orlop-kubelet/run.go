@@ -24,9 +24,11 @@ import (
 	"github.com/orlop/orlop/kubelet/cgroup"
 	"github.com/orlop/orlop/kubelet/cluster"
 	"github.com/orlop/orlop/kubelet/config"
+	"github.com/orlop/orlop/kubelet/csi"
 	"github.com/orlop/orlop/kubelet/evict"
 	"github.com/orlop/orlop/kubelet/imagegc"
 	"github.com/orlop/orlop/kubelet/machine"
+	"github.com/orlop/orlop/kubelet/mount"
 	"github.com/orlop/orlop/kubelet/node"
 	"github.com/orlop/orlop/kubelet/objects"
 	"github.com/orlop/orlop/kubelet/pod"
@@ -56,6 +58,7 @@ type parts struct {
 	runtime *runtime.Client
 	events  record.EventRecorder
 	objects followed
+	csi     *csi.Manager
 	volumes *volume.Manager
 	cgroups *cgroup.Manager
 	node    *node.Manager
@@ -71,13 +74,14 @@ type parts struct {
 type followed interface {
 	kubelet.Objects
 	volume.Objects
+	csi.Objects
 	Run(ctx context.Context)
 }
 
 // run keeps the node until ctx ends. Containers go on without it.
 func run(ctx context.Context, s settings) error {
 	p := &parts{settings: s, changed: make(chan struct{}, 1)}
-	for _, make := range []func(context.Context) error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeKubelet, p.makeCare} {
+	for _, make := range []func(context.Context) error{p.identify, p.connect, p.measure, p.keepObjects, p.makeCgroups, p.makeNode, p.makeVolumes, p.makeKubelet, p.makeCare} {
 		if err := make(ctx); err != nil {
 			return err
 		}
@@ -97,6 +101,11 @@ func run(ctx context.Context, s settings) error {
 	all.Go(func() { p.objects.Run(ctx) })
 	all.Go(func() { p.node.Run(ctx) })
 	all.Go(func() { p.kubelet.Run(ctx) })
+	all.Go(func() {
+		if err := p.csi.Run(ctx); err != nil {
+			s.log.Error("storage drivers are not followed", "err", err)
+		}
+	})
 	all.Go(func() { rotate.Run(ctx) })
 	all.Go(func() { p.images.Run(ctx) })
 	all.Go(func() { p.evict.Run(ctx) })
@@ -157,11 +166,6 @@ func (p *parts) keepObjects(context.Context) error {
 	} else {
 		p.objects = objects.FromDir(p.config.StaticPodPath, changed, p.log)
 	}
-	p.volumes = volume.New(volume.Config{
-		Root: p.flags.RootDir, Objects: p.objects, Log: p.log,
-		Allocatable:       func() v1.ResourceList { return p.limits.allocatable },
-		RecursiveReadOnly: func(*string) bool { return p.node.RecursiveReadOnly("") },
-	})
 	return nil
 }
 
@@ -190,7 +194,7 @@ func (p *parts) makeNode(context.Context) error {
 		LeaseSeconds: c.NodeLeaseDurationSeconds, Runtime: runtimeOf{p.runtime},
 		Pressure: func() node.Pressure { return node.Pressure(p.evict.Pressure()) }, StatusNow: p.changed,
 		Healthy: func() error { return p.kubelet.Healthy() },
-		InUse:   func() []v1.UniqueVolumeName { return nil },
+		InUse:   func() []v1.UniqueVolumeName { return p.csi.InUse() },
 		PodCIDR: func(ctx context.Context, cidr string) error {
 			_, err := p.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
 				RuntimeConfig: &cri.RuntimeConfig{NetworkConfig: &cri.NetworkConfig{PodCidr: cidr}},
@@ -198,6 +202,28 @@ func (p *parts) makeNode(context.Context) error {
 			return err
 		},
 		Log: p.log,
+	})
+	return nil
+}
+
+// makeVolumes makes what has volumes, by itself or by storage drivers of this node. What such a driver in a pod mounts must
+// be seen in all pods.
+func (p *parts) makeVolumes(context.Context) (err error) {
+	if err := mount.Share(p.flags.RootDir); err != nil {
+		p.log.Warn("storage drivers in pods can't mount volumes for other pods", "err", err)
+	}
+	p.csi, err = csi.New(csi.Config{
+		Root: p.flags.RootDir, Name: p.name, Objects: p.objects, Client: p.client, Node: p.node, InUseChanged: p.nodeChanged,
+		Wake: func(uid types.UID) { p.kubelet.Wake(uid) }, Event: func(of *v1.Pod, kind, reason, message string) { p.events.Event(of, kind, reason, message) },
+		Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.volumes = volume.New(volume.Config{
+		Root: p.flags.RootDir, Objects: p.objects, CSI: p.csi, Log: p.log,
+		Allocatable:       func() v1.ResourceList { return p.limits.allocatable },
+		RecursiveReadOnly: func(*string) bool { return p.node.RecursiveReadOnly("") },
 	})
 	return nil
 }

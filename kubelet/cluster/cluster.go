@@ -11,6 +11,7 @@ import (
 	coordinationv1 "k8s.io/api/coordination/v1"
 	v1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -26,6 +27,9 @@ type Client struct {
 	Secrets        *kube.Resource[*v1.Secret, *v1.SecretList]
 	Claims         *kube.Resource[*v1.PersistentVolumeClaim, *v1.PersistentVolumeClaimList]
 	Volumes        *kube.Resource[*v1.PersistentVolume, *v1.PersistentVolumeList]
+	CSIDrivers     *kube.Resource[*storagev1.CSIDriver, *storagev1.CSIDriverList]
+	CSINodes       *kube.Resource[*storagev1.CSINode, *storagev1.CSINodeList]
+	Attachments    *kube.Resource[*storagev1.VolumeAttachment, *storagev1.VolumeAttachmentList]
 	RuntimeClasses *kube.Resource[*nodev1.RuntimeClass, *nodev1.RuntimeClassList]
 	Leases         *kube.Resource[*coordinationv1.Lease, *coordinationv1.LeaseList]
 	Events         *kube.Resource[*v1.Event, *v1.EventList]
@@ -49,6 +53,9 @@ func New(k *kube.Client) (*Client, error) {
 		set(&c.Secrets, k, kube.TypeOf(core, "secrets", &v1.Secret{}, &v1.SecretList{})),
 		set(&c.Claims, k, kube.TypeOf(core, "persistentvolumeclaims", &v1.PersistentVolumeClaim{}, &v1.PersistentVolumeClaimList{})),
 		set(&c.Volumes, k, kube.TypeOf(core, "persistentvolumes", &v1.PersistentVolume{}, &v1.PersistentVolumeList{})),
+		set(&c.CSIDrivers, k, kube.TypeOf(storagev1.SchemeGroupVersion, "csidrivers", &storagev1.CSIDriver{}, &storagev1.CSIDriverList{})),
+		set(&c.CSINodes, k, kube.TypeOf(storagev1.SchemeGroupVersion, "csinodes", &storagev1.CSINode{}, &storagev1.CSINodeList{})),
+		set(&c.Attachments, k, kube.TypeOf(storagev1.SchemeGroupVersion, "volumeattachments", &storagev1.VolumeAttachment{}, &storagev1.VolumeAttachmentList{})),
 		set(&c.Events, k, kube.TypeOf(core, "events", &v1.Event{}, &v1.EventList{})),
 		set(&c.RuntimeClasses, k, kube.TypeOf(nodev1.SchemeGroupVersion, "runtimeclasses", &nodev1.RuntimeClass{}, &nodev1.RuntimeClassList{})),
 		set(&c.Leases, k, kube.TypeOf(coordinationv1.SchemeGroupVersion, "leases", &coordinationv1.Lease{}, &coordinationv1.LeaseList{})),

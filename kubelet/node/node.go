@@ -81,6 +81,8 @@ type Manager struct {
 	features map[string]*cri.RuntimeHandlerFeatures
 	network  error // why pods can't get a network now
 	sentAt   time.Time
+	reported map[v1.UniqueVolumeName]bool // volumes in use, as the API server has them
+	changed  chan struct{}                // closed when one of these is not as it was; nil while nobody waits
 
 	givenCIDR string        // of the loop alone
 	seen      chan struct{} // the API server has another Node
@@ -190,6 +192,7 @@ func (m *Manager) take(n *v1.Node) {
 	taken := n.DeepCopy()
 	taken.Status = m.overlay(&n.Status, &m.node.Status)
 	m.node = taken
+	m.tellWaitersLocked()
 	m.mu.Unlock()
 	select {
 	case m.seen <- struct{}{}:
@@ -291,6 +294,7 @@ func (m *Manager) adopt(n *v1.Node) {
 	taken := n.DeepCopy()
 	taken.Status = m.overlay(&n.Status, &m.node.Status)
 	m.node, m.known = taken, true
+	m.tellWaitersLocked()
 }
 
 // send patches the status if it changed, or if it was not sent for long.
@@ -331,6 +335,7 @@ func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
 	want.Status = m.overlay(&found.Status, &m.node.Status)
 	m.mu.Unlock()
 	if !due && !changed(&found.Status, &want.Status) {
+		m.report(want.Status.VolumesInUse)
 		return false, nil
 	}
 	patch, err := statusPatch(found, want)
@@ -344,6 +349,7 @@ func (m *Manager) patch(ctx context.Context, due bool) (sent bool, err error) {
 	m.mu.Lock()
 	m.node = updated
 	m.mu.Unlock()
+	m.report(want.Status.VolumesInUse)
 	return true, nil
 }
 

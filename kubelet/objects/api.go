@@ -10,6 +10,7 @@ import (
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -31,6 +32,7 @@ type API struct {
 	client   *cluster.Client
 	changed  func(uid types.UID)
 	services cache.SharedIndexInformer
+	drivers  cache.SharedInformer // CSIDrivers
 
 	mu      sync.Mutex
 	watched map[key]*watched
@@ -50,7 +52,8 @@ func FromAPI(client *cluster.Client, changed func(uid types.UID)) *API {
 	byNamespace := cache.Indexers{cache.NamespaceIndex: cache.MetaNamespaceIndexFunc}
 	services := cache.NewSharedIndexInformer(client.Services.All().Source(kube.Query{}), &v1.Service{}, 0, byNamespace)
 	_ = services.SetTransform(trim) // it fails only for an informer that runs
-	return &API{client: client, changed: changed, services: services, watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{}}
+	drivers := cache.NewSharedInformer(client.CSIDrivers.All().Source(kube.Query{}), &storagev1.CSIDriver{}, 0)
+	return &API{client: client, changed: changed, services: services, drivers: drivers, watched: map[key]*watched{}, pods: map[types.UID]map[key]bool{}}
 }
 
 // trim keeps of a service what environments are made of: a cluster may have thousands.
@@ -66,7 +69,10 @@ func trim(o any) (any, error) {
 
 // Run follows objects until ctx ends.
 func (a *API) Run(ctx context.Context) {
-	a.services.RunWithContext(ctx)
+	var all sync.WaitGroup
+	all.Go(func() { a.services.RunWithContext(ctx) })
+	all.Go(func() { a.drivers.RunWithContext(ctx) })
+	all.Wait()
 	a.mu.Lock()
 	for _, w := range a.watched {
 		w.stop()
@@ -244,4 +250,21 @@ func (a *API) PersistentVolumeClaim(ctx context.Context, namespace, name string)
 // PersistentVolume is one that exists, or an error that apierrors.IsNotFound knows.
 func (a *API) PersistentVolume(ctx context.Context, name string) (*v1.PersistentVolume, error) {
 	return a.client.Volumes.All().Get(ctx, name, metav1.GetOptions{})
+}
+
+// CSIDriver is what the cluster knows of a storage driver, or an error that apierrors.IsNotFound knows.
+func (a *API) CSIDriver(ctx context.Context, name string) (*storagev1.CSIDriver, error) {
+	ctx, cancel := context.WithTimeout(ctx, firstRead)
+	defer cancel()
+	if !cache.WaitForCacheSync(ctx.Done(), a.drivers.HasSynced) {
+		return nil, fmt.Errorf("%s %s: no answer from the API server yet", driverKind, name)
+	}
+	found, exists, err := a.drivers.GetStore().GetByKey(name)
+	if err != nil {
+		return nil, err
+	}
+	if !exists {
+		return nil, notFound(key{kind: driverKind, name: name})
+	}
+	return found.(*storagev1.CSIDriver), nil
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
@@ -150,6 +151,8 @@ func decodeOne(document []byte, into map[key]any) error {
 		object, name = &v1.PersistentVolume{}, volumeKind
 	case "Service":
 		object, name = &v1.Service{}, serviceKind
+	case "CSIDriver":
+		object, name = &storagev1.CSIDriver{}, driverKind
 	default:
 		return nil
 	}
@@ -165,7 +168,7 @@ func decodeOne(document []byte, into map[key]any) error {
 		}
 		s.StringData = nil
 	}
-	if object.GetNamespace() == "" && name != volumeKind {
+	if object.GetNamespace() == "" && name != volumeKind && name != driverKind {
 		object.SetNamespace(metav1.NamespaceDefault)
 	}
 	into[key{name, object.GetNamespace(), object.GetName()}] = object
@@ -213,6 +216,11 @@ func (d *Dir) PersistentVolumeClaim(_ context.Context, namespace, name string) (
 // PersistentVolume is one of the directory, or an error that apierrors.IsNotFound knows.
 func (d *Dir) PersistentVolume(_ context.Context, name string) (*v1.PersistentVolume, error) {
 	return get[v1.PersistentVolume](d, key{volumeKind, "", name})
+}
+
+// CSIDriver is one of the directory, or an error that apierrors.IsNotFound knows.
+func (d *Dir) CSIDriver(_ context.Context, name string) (*storagev1.CSIDriver, error) {
+	return get[storagev1.CSIDriver](d, key{driverKind, "", name})
 }
 
 // Services are those of the directory that have a cluster IP, of one namespace.

@@ -13,6 +13,7 @@ const (
 	claimKind     = "persistentvolumeclaims"
 	volumeKind    = "persistentvolumes"
 	serviceKind   = "services"
+	driverKind    = "csidrivers"
 )
 
 type key struct{ kind, namespace, name string }

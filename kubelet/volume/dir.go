@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +12,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
+
+	"github.com/orlop/orlop/kubelet/mount"
 )
 
 // Kinds of directories.
@@ -106,7 +107,7 @@ func makeDir(dir string, mode fs.FileMode) error {
 
 // mountOnce mounts a file system that is not there yet.
 func mountOnce(dir, fstype, options string) error {
-	mounted, err := isMountPoint(dir)
+	mounted, err := mount.Mounted(dir)
 	if err != nil || mounted {
 		return err
 	}
@@ -170,45 +171,4 @@ func checkHostPath(path string, kind v1.HostPathType) error {
 var kindNames = map[v1.HostPathType]string{
 	v1.HostPathDirectory: "directory", v1.HostPathDirectoryOrCreate: "directory", v1.HostPathFile: "file", v1.HostPathFileOrCreate: "file",
 	v1.HostPathSocket: "socket file", v1.HostPathCharDev: "character device", v1.HostPathBlockDev: "block device",
-}
-
-// claim is the volume that a claim is bound to.
-func (m *Manager) claim(ctx context.Context, p *v1.Pod, v *v1.Volume) (made, error) {
-	name := v.PersistentVolumeClaim.ClaimName
-	claim, err := m.cfg.Objects.PersistentVolumeClaim(ctx, p.Namespace, name)
-	if err != nil {
-		return made{}, err
-	}
-	if claim.Spec.VolumeName == "" {
-		return made{}, fmt.Errorf("PVC %s/%s: not bound to a volume yet", p.Namespace, name)
-	}
-	pv, err := m.cfg.Objects.PersistentVolume(ctx, claim.Spec.VolumeName)
-	if err != nil {
-		return made{}, err
-	}
-	done := made{readOnly: v.PersistentVolumeClaim.ReadOnly}
-	switch {
-	case pv.Spec.HostPath != nil:
-		at, err := m.hostPath(pv.Spec.HostPath)
-		if err != nil {
-			return made{}, err
-		}
-		if err := os.MkdirAll(at.path, 0o755); err != nil {
-			return made{}, err
-		}
-		done.path = at.path
-	case pv.Spec.Local != nil:
-		if _, err := os.Stat(pv.Spec.Local.Path); err != nil {
-			return made{}, fmt.Errorf("PV %s: local.path: %w", pv.Name, err)
-		}
-		done.path = pv.Spec.Local.Path
-		if !done.readOnly {
-			if err := setGroup(done.path, p, groupWrite); err != nil {
-				return made{}, err
-			}
-		}
-	default:
-		return made{}, &UnsupportedError{v.Name, "persistentVolumeClaim of a PersistentVolume that is neither hostPath nor local"}
-	}
-	return done, nil
 }

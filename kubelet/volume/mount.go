@@ -7,42 +7,23 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/kubelet/env"
+	"github.com/orlop/orlop/kubelet/mount"
 )
 
-func isMountPoint(path string) (bool, error) {
-	mounted, err := mountinfo.Mounted(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return mounted, err
-}
-
-// unmountBelow unmounts all that is mounted at or below a directory, what was mounted last first.
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	if err != nil {
-		return fmt.Errorf("mounts below %s: %w", dir, err)
-	}
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if err := unix.Unmount(mounts[i].Mountpoint, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("unmount %s: %w", mounts[i].Mountpoint, err)
-		}
-	}
-	return nil
-}
+// subPaths is where in a pod's directory parts of volumes are mounted.
+const subPaths = "volume-subpaths"
 
 // Mounts are what a container is shown: its volumeMounts. variable finds the container's environment variables, for
 // subPathExpr. Setup must have made the pod's volumes.
 func (m *Manager) Mounts(p *v1.Pod, c *v1.Container, variable func(name string) (string, bool)) ([]*cri.Mount, error) {
 	var out []*cri.Mount
 	for i := range c.VolumeMounts {
-		mount, err := m.mount(p, c, i, variable)
+		mount, err := m.mountOf(p, c, i, variable)
 		if err != nil {
 			return nil, fmt.Errorf("volumeMounts: %s: %w", c.VolumeMounts[i].Name, err)
 		}
@@ -51,10 +32,10 @@ func (m *Manager) Mounts(p *v1.Pod, c *v1.Container, variable func(name string) 
 	return out, nil
 }
 
-func (m *Manager) mount(p *v1.Pod, c *v1.Container, index int, variable func(name string) (string, bool)) (*cri.Mount, error) {
+func (m *Manager) mountOf(p *v1.Pod, c *v1.Container, index int, variable func(name string) (string, bool)) (*cri.Mount, error) {
 	vm := &c.VolumeMounts[index]
 	v, ok := m.get(p.UID, vm.Name)
-	if !ok {
+	if !ok || v.device != "" {
 		return nil, errors.New("the volume is not there yet")
 	}
 	path := vm.MountPath
@@ -184,8 +165,8 @@ func makeSubPath(root *os.Root, sub string, v made) error {
 }
 
 func (m *Manager) bind(s subPathOf, fd int) (string, error) {
-	target := filepath.Join(m.podDir(s.pod.UID), "volume-subpaths", s.name, s.container, fmt.Sprint(s.index))
-	if mounted, err := isMountPoint(target); err != nil {
+	target := filepath.Join(m.podDir(s.pod.UID), subPaths, s.name, s.container, fmt.Sprint(s.index))
+	if mounted, err := mount.Mounted(target); err != nil {
 		return "", err
 	} else if mounted { // of an earlier start: what it shows may be gone by now
 		if err := unix.Unmount(target, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH); err != nil {

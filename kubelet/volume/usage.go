@@ -36,11 +36,22 @@ func (m *Manager) Usage(uid types.UID) []stats.VolumeStats {
 		if v.kind == "" { // not the pod's own
 			continue
 		}
-		if fs, err := m.usage.of(v.path); err == nil {
-			out = append(out, stats.VolumeStats{Name: name, FsStats: fs})
+		fs, ok := m.usageOf(uid, v)
+		if !ok {
+			continue
 		}
+		out = append(out, stats.VolumeStats{Name: name, PVCRef: v.claim, FsStats: fs})
 	}
 	return out
+}
+
+// usageOf is what one volume holds: as its driver told, or as it was counted.
+func (m *Manager) usageOf(uid types.UID, v made) (stats.FsStats, bool) {
+	if v.kind == csiKind {
+		return m.cfg.CSI.Stats(uid, v.name)
+	}
+	fs, err := m.usage.of(v.path)
+	return fs, err == nil
 }
 
 // Used is what one of the pod's own volumes holds in bytes, as of now.

@@ -17,6 +17,9 @@ import (
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"github.com/orlop/orlop/kubelet/csi"
+	"github.com/orlop/orlop/kubelet/mount"
 )
 
 // Objects gets what volumes are made of.
@@ -32,6 +35,7 @@ type Objects interface {
 type Config struct {
 	Root        string // the kubelet's root directory
 	Objects     Objects
+	CSI         *csi.Manager
 	Allocatable func() v1.ResourceList // what a limit is that a container does not set
 	// RecursiveReadOnly tells whether a runtime handler can make a mount and all below it read-only (KEP-3857).
 	RecursiveReadOnly func(runtimeClass *string) bool
@@ -57,11 +61,14 @@ type Manager struct {
 
 // made is a volume that is there.
 type made struct {
-	kind     string // of its directory: "configmap", "empty-dir", …; "" if it is not below the pod's
-	path     string // on the node; "" for an image
-	readOnly bool   // for all who mount it
-	relabel  bool   // it is the pod's own, and gets the pod's SELinux label
-	image    string // an image volume's reference
+	kind     string              // of its directory: "configmap", "empty-dir", …; "" if it is not below the pod's
+	path     string              // on the node; "" for an image and a device
+	device   string              // a block device
+	name     string              // of its directory, if its kind is "csi"
+	claim    *stats.PVCReference // nil for one without a claim
+	readOnly bool                // for all who mount it
+	relabel  bool                // it is the pod's own, and gets the pod's SELinux label
+	image    string              // an image volume's reference
 }
 
 // New makes a Manager.
@@ -86,12 +93,21 @@ func (m *Manager) Setup(ctx context.Context, p *v1.Pod) error {
 		}
 		volume, err := m.make(ctx, p, v)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("MountVolume.SetUp failed for volume %q : %w", v.Name, err))
+			errs = append(errs, stepOf(v.Name, err))
 			continue
 		}
 		m.put(p.UID, v.Name, volume)
 	}
 	return errors.Join(errs...)
+}
+
+// stepOf names the step that failed, if that was not done.
+func stepOf(volume string, err error) error {
+	var step *csi.StepError
+	if errors.As(err, &step) {
+		return err
+	}
+	return &csi.StepError{Step: "MountVolume.SetUp", Volume: volume, Err: err}
 }
 
 // refreshed is true for kinds whose content changes while the pod runs.
@@ -100,10 +116,10 @@ func refreshed(v *v1.Volume) bool {
 }
 
 func (m *Manager) present(v made) bool {
-	if v.path == "" {
+	if v.image != "" {
 		return true
 	}
-	_, err := os.Stat(v.path)
+	_, err := os.Stat(v.path + v.device) // one of them
 	return err == nil
 }
 
@@ -131,8 +147,10 @@ func (m *Manager) make(ctx context.Context, p *v1.Pod, v *v1.Volume) (made, erro
 		return m.hostPath(v.HostPath)
 	case v.Image != nil:
 		return made{image: v.Image.Reference, readOnly: true}, nil
-	case v.PersistentVolumeClaim != nil:
+	case v.PersistentVolumeClaim != nil, v.Ephemeral != nil:
 		return m.claim(ctx, p, v)
+	case v.CSI != nil:
+		return m.inline(ctx, p, v)
 	case refreshed(v):
 		return m.content(ctx, p, v)
 	}
@@ -142,7 +160,7 @@ func (m *Manager) make(ctx context.Context, p *v1.Pod, v *v1.Volume) (made, erro
 // kindOf names the field that is set, as a manifest has it.
 func kindOf(v *v1.Volume) string {
 	for kind, set := range map[string]bool{
-		"csi": v.CSI != nil, "nfs": v.NFS != nil, "iscsi": v.ISCSI != nil, "fc": v.FC != nil, "ephemeral": v.Ephemeral != nil,
+		"nfs": v.NFS != nil, "iscsi": v.ISCSI != nil, "fc": v.FC != nil,
 		"flexVolume": v.FlexVolume != nil, "portworxVolume": v.PortworxVolume != nil,
 	} {
 		if set {
@@ -160,7 +178,13 @@ func (m *Manager) TearDown(ctx context.Context, uid types.UID) error {
 		m.forget(uid)
 		return nil
 	}
-	if err := unmountBelow(dir); err != nil {
+	if err := mount.UnmountBelow(filepath.Join(dir, subPaths)); err != nil { // which keep volumes busy
+		return err
+	}
+	if err := m.cfg.CSI.Unpublish(ctx, uid); err != nil {
+		return err
+	}
+	if err := mount.UnmountBelow(dir); err != nil {
 		return err
 	}
 	if err := ctx.Err(); err != nil {
@@ -181,7 +205,7 @@ func (m *Manager) forget(uid types.UID) {
 	m.usage.forget(m.podDir(uid))
 }
 
-// Orphans tears down the volumes of pods that nobody knows.
+// Orphans tears down the volumes of pods that nobody knows, and those that no pod has.
 func (m *Manager) Orphans(ctx context.Context, known map[types.UID]bool) error {
 	entries, err := os.ReadDir(filepath.Join(m.cfg.Root, "pods"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -196,5 +220,5 @@ func (m *Manager) Orphans(ctx context.Context, known map[types.UID]bool) error {
 			errs = append(errs, m.TearDown(ctx, uid))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.cfg.CSI.Sweep(ctx))...)
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -21,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/orlop/orlop/kubelet/csi"
+	"github.com/orlop/orlop/kubelet/mount"
 	"github.com/orlop/orlop/test/kernel"
 )
 
@@ -32,6 +35,7 @@ type objects struct {
 	secrets    map[string]*v1.Secret
 	claims     map[string]*v1.PersistentVolumeClaim
 	volumes    map[string]*v1.PersistentVolume
+	drivers    map[string]*storagev1.CSIDriver
 	tokens     int
 	life       time.Duration
 }
@@ -69,15 +73,24 @@ func (o *objects) ServiceAccountToken(_ context.Context, _, _ string, r *authent
 	}}, nil
 }
 
+func (o *objects) CSIDriver(_ context.Context, name string) (*storagev1.CSIDriver, error) {
+	return found(o.drivers, "csidrivers", name)
+}
+
 func manager(t *testing.T, o *objects) *Manager {
 	t.Helper()
+	root := t.TempDir()
+	drivers, err := csi.New(csi.Config{Root: root, Name: "node", Objects: o, InUseChanged: func() {}, Wake: func(types.UID) {}, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	m := New(Config{
-		Root: t.TempDir(), Objects: o, Log: slog.New(slog.DiscardHandler),
+		Root: root, Objects: o, CSI: drivers, Log: slog.New(slog.DiscardHandler),
 		Allocatable:       func() v1.ResourceList { return v1.ResourceList{v1.ResourceCPU: resource.MustParse("4")} },
 		RecursiveReadOnly: func(*string) bool { return false },
 	})
 	t.Cleanup(func() {
-		if err := unmountBelow(m.cfg.Root); err != nil {
+		if err := mount.UnmountBelow(m.cfg.Root); err != nil {
 			t.Error(err)
 		}
 	})
@@ -174,7 +187,7 @@ func TestSelections(t *testing.T) {
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o400 {
 		t.Errorf("%v, %v", info, err)
 	}
-	if mounted, err := isMountPoint(m.dir("u", secretKind, "picked")); err != nil || !mounted {
+	if mounted, err := mount.Mounted(m.dir("u", secretKind, "picked")); err != nil || !mounted {
 		t.Errorf("a secret is on disk: %v", err)
 	}
 	if got := content(t, m.dir("u", projectedKind, "mixed")); got["token"] != "token x" || got["labels"] != `a="b"` || got["cpu"] != "4" {

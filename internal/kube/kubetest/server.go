@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	networkingv1 "k8s.io/api/networking/v1"
+	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
@@ -34,8 +35,8 @@ type Object interface {
 	metav1.Object
 }
 
-// Server has Services, EndpointSlices, Nodes, ServiceCIDRs, Events, Pods, ConfigMaps, Secrets, Leases and
-// CertificateSigningRequests. It lists them, streams them (KEP-3157), watches them from a version, with label and field
+// Server has Services, EndpointSlices, Nodes, ServiceCIDRs, Events, Pods, ConfigMaps, Secrets, Leases,
+// CertificateSigningRequests and what volumes are described by. It lists them, streams them (KEP-3157), watches them from a version, with label and field
 // selectors; gets, creates, updates, patches and deletes them; as JSON or protobuf.
 type Server struct {
 	*httptest.Server
@@ -106,6 +107,11 @@ var kinds = map[string]kind{
 	"pods":                       {&corev1.Pod{}, &corev1.PodList{}},
 	"configmaps":                 {&corev1.ConfigMap{}, &corev1.ConfigMapList{}},
 	"secrets":                    {&corev1.Secret{}, &corev1.SecretList{}},
+	"persistentvolumes":          {&corev1.PersistentVolume{}, &corev1.PersistentVolumeList{}},
+	"persistentvolumeclaims":     {&corev1.PersistentVolumeClaim{}, &corev1.PersistentVolumeClaimList{}},
+	"csidrivers":                 {&storagev1.CSIDriver{}, &storagev1.CSIDriverList{}},
+	"csinodes":                   {&storagev1.CSINode{}, &storagev1.CSINodeList{}},
+	"volumeattachments":          {&storagev1.VolumeAttachment{}, &storagev1.VolumeAttachmentList{}},
 	"leases":                     {&coordinationv1.Lease{}, &coordinationv1.LeaseList{}},
 	"certificatesigningrequests": {&certificatesv1.CertificateSigningRequest{}, &certificatesv1.CertificateSigningRequestList{}},
 }
@@ -115,7 +121,7 @@ var scheme = sync.OnceValue(func() *runtime.Scheme {
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
 		corev1.AddToScheme, discoveryv1.AddToScheme, networkingv1.AddToScheme, eventsv1.AddToScheme,
-		coordinationv1.AddToScheme, certificatesv1.AddToScheme,
+		coordinationv1.AddToScheme, storagev1.AddToScheme, certificatesv1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			panic(err)

@@ -1,0 +1,154 @@
+package csi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	csi "github.com/container-storage-interface/spec/lib/go/csi"
+	"k8s.io/apimachinery/pkg/types"
+	registration "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+)
+
+// registrarTime is how long a registrar, which only tells what it knows, may take.
+const registrarTime = 10 * time.Second
+
+// register asks who is behind a socket, makes its driver known, and tells it so, or why not.
+func (m *Manager) register(ctx context.Context, socket string) (*driver, error) {
+	conn, err := dial(socket)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	registrar := registration.NewRegistrationClient(conn)
+	limited, cancel := context.WithTimeout(ctx, registrarTime)
+	defer cancel()
+	info, err := registrar.GetInfo(limited, &registration.InfoRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("GetInfo: %w", err)
+	}
+	d, err := m.admit(ctx, socket, info)
+	verdict := &registration.RegistrationStatus{PluginRegistered: err == nil}
+	if err != nil {
+		verdict.Error = err.Error()
+	}
+	limited, cancel = context.WithTimeout(ctx, registrarTime)
+	defer cancel()
+	if _, tellErr := registrar.NotifyRegistrationStatus(limited, verdict); tellErr != nil && err == nil {
+		m.deregister(ctx, d)
+		err = fmt.Errorf("NotifyRegistrationStatus: %w", tellErr)
+	}
+	return d, err
+}
+
+// admit puts a driver on the list of this node and of the cluster. One that is there under its name is replaced: while a
+// driver is updated, the new one may come before the old one has gone.
+func (m *Manager) admit(ctx context.Context, socket string, info *registration.PluginInfo) (*driver, error) {
+	if err := check(info); err != nil {
+		return nil, err
+	}
+	d := &driver{name: info.Name, endpoint: info.Endpoint, callTime: m.cfg.CallTime}
+	if d.endpoint == "" {
+		d.endpoint = socket
+	}
+	d.endpoint = strings.TrimPrefix(d.endpoint, "unix://")
+	var is *csi.NodeGetInfoResponse
+	err := d.call(ctx, "NodeGetInfo", func(ctx context.Context, c csi.NodeClient) (err error) {
+		is, err = c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if is.GetNodeId() == "" {
+		return nil, fmt.Errorf("driver %s: NodeGetInfo: it has no node_id", d.name)
+	}
+	m.nodeMu.Lock()
+	defer m.nodeMu.Unlock()
+	if m.cfg.Client != nil {
+		if err := m.install(ctx, d.name, is); err != nil {
+			return nil, fmt.Errorf("driver %s: %w", d.name, err)
+		}
+	}
+	m.log.Info("driver registered", "driver", d.name, "endpoint", d.endpoint, "node_id", is.NodeId)
+	for _, uid := range m.add(d) {
+		m.cfg.Wake(uid)
+	}
+	return d, nil
+}
+
+// check refuses what is no driver that can be worked with.
+func check(info *registration.PluginInfo) error {
+	if info.Type != registration.CSIPlugin {
+		return fmt.Errorf("plugin %s: plugins of type %s are not supported here", info.Name, info.Type)
+	}
+	if err := checkName("driver", info.Name); err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(info.SupportedVersions, func(v string) bool {
+		major, _, _ := strings.Cut(strings.TrimPrefix(v, "v"), ".")
+		return major == "1"
+	}) {
+		return fmt.Errorf("driver %s: it speaks the versions %q of CSI, of which none is 1.x", info.Name, info.SupportedVersions)
+	}
+	return nil
+}
+
+// checkName refuses what can't be the name of a directory.
+func checkName(of, name string) error {
+	if name == "" || strings.Contains(name, "/") || strings.HasPrefix(name, ".") {
+		return fmt.Errorf("name of %s %q: must not be empty, begin with a dot or have a slash", of, name)
+	}
+	return nil
+}
+
+// add puts a driver on the list, and returns the pods that wait for it.
+func (m *Manager) add(d *driver) []types.UID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.drivers[d.name] = d
+	var uids []types.UID
+	for uid := range m.waiting[d.name] {
+		uids = append(uids, uid)
+	}
+	delete(m.waiting, d.name)
+	return uids
+}
+
+// awaits notes that a pod waits for a driver, if that is what is wrong.
+func (m *Manager) awaits(uid types.UID, err error) {
+	var absent *AbsentError
+	if !errors.As(err, &absent) {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.waiting[absent.Driver] == nil {
+		m.waiting[absent.Driver] = map[types.UID]bool{}
+	}
+	m.waiting[absent.Driver][uid] = true
+}
+
+// deregister takes a driver off the list, unless another one has its name by now.
+func (m *Manager) deregister(ctx context.Context, d *driver) {
+	m.nodeMu.Lock()
+	defer m.nodeMu.Unlock()
+	m.mu.Lock()
+	current := m.drivers[d.name] == d
+	if current {
+		delete(m.drivers, d.name)
+	}
+	m.mu.Unlock()
+	if !current {
+		return
+	}
+	m.log.Info("driver is gone", "driver", d.name)
+	if m.cfg.Client != nil {
+		if err := m.uninstall(ctx, d.name); err != nil {
+			m.log.Warn("driver that is gone is still on the cluster's list", "driver", d.name, "err", err)
+		}
+	}
+}
