@@ -89,7 +89,11 @@ func (m *Manager) publishMount(ctx context.Context, r *request) (path string, er
 	defer unlock()
 	d, err := m.driver(r.driver)
 	if err != nil {
-		return "", &StepError{mountDevice, r.Name, err}
+		step := mountDevice
+		if r.Inline != nil {
+			step = setUp
+		}
+		return "", &StepError{step, r.Name, err}
 	}
 	if err := m.alone(r); err != nil {
 		return "", &StepError{setUp, r.Name, err}
