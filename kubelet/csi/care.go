@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	csi "github.com/container-storage-interface/spec/lib/go/csi"
 	v1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
@@ -135,11 +137,7 @@ func (m *Manager) publishAgain(ctx context.Context, d *driver, c *care) error {
 	}
 	r := *c.request
 	r.policy = p
-	return m.held(ctx, &r, d, func(pub publication) error {
-		if !m.isPublished(m.volumeDir(r.place()), c.path, r.volumeID) {
-			return nil // its pod ends
-		}
-		pub.target = c.path
+	return m.held(ctx, d, &r, c.path, func(pub publication) error {
 		ask, err := m.publishRequest(ctx, pub)
 		if err != nil {
 			return err
@@ -148,8 +146,8 @@ func (m *Manager) publishAgain(ctx context.Context, d *driver, c *care) error {
 	})
 }
 
-// held does something about a published volume while nobody else does.
-func (m *Manager) held(ctx context.Context, r *request, d *driver, do func(publication) error) error {
+// held does something about a published volume while nobody else does, unless its pod ends.
+func (m *Manager) held(ctx context.Context, d *driver, r *request, path string, do func(publication) error) error {
 	metadata, err := m.attached(ctx, r)
 	if err != nil {
 		return err
@@ -159,11 +157,14 @@ func (m *Manager) held(ctx context.Context, r *request, d *driver, do func(publi
 		return err
 	}
 	defer unlock()
+	if there := isDevice(path) || m.isPublished(m.volumeDir(r.place()), path, r.volumeID); !there {
+		return nil
+	}
 	stage, err := m.stage(ctx, d, r, metadata)
 	if err != nil {
 		return err
 	}
-	return do(publication{driver: d, request: r, metadata: metadata, stage: stage})
+	return do(publication{driver: d, request: r, metadata: metadata, stage: stage, target: path})
 }
 
 // grow has the driver grow the file system of a volume whose PersistentVolume is larger than its claim says, and tells the
@@ -189,9 +190,13 @@ func (m *Manager) grow(ctx context.Context, d *driver, c *care) error {
 	if has.IsZero() || size.Cmp(has) <= 0 || r.ReadOnly {
 		return nil
 	}
-	if err := m.callGrow(ctx, d, c, size.Value()); err != nil {
+	grown, err := m.callGrow(ctx, d, c, size.Value())
+	if err != nil {
 		m.cfg.Event(r.Pod, v1.EventTypeWarning, "VolumeResizeFailed", fmt.Sprintf("MountVolume.NodeExpandVolume failed for volume %q: %v", r.Name, err))
 		return err
+	}
+	if !grown {
+		return nil
 	}
 	if err := m.tellGrown(ctx, claim, pv); err != nil {
 		return err
@@ -200,17 +205,19 @@ func (m *Manager) grow(ctx context.Context, d *driver, c *care) error {
 	return nil
 }
 
-func (m *Manager) callGrow(ctx context.Context, d *driver, c *care, bytes int64) error {
+// callGrow is false if the volume's pod ends.
+func (m *Manager) callGrow(ctx context.Context, d *driver, c *care, bytes int64) (grown bool, err error) {
 	r := c.request
 	secrets, err := m.secret(ctx, r.expandSecret)
 	if err != nil {
-		return err
+		return false, err
 	}
 	capability, err := d.capability(ctx, r)
 	if err != nil {
-		return err
+		return false, err
 	}
-	return m.held(ctx, r, d, func(pub publication) error {
+	err = m.held(ctx, d, r, c.path, func(pub publication) error {
+		grown = true
 		return d.call(ctx, "NodeExpandVolume", func(ctx context.Context, client csi.NodeClient) error {
 			_, err := client.NodeExpandVolume(ctx, &csi.NodeExpandVolumeRequest{
 				VolumeId: r.handle, VolumePath: c.path, StagingTargetPath: pub.stage, VolumeCapability: capability,
@@ -219,29 +226,33 @@ func (m *Manager) callGrow(ctx context.Context, d *driver, c *care, bytes int64)
 			return err
 		})
 	})
+	return grown, err
 }
 
 // tellGrown writes the new size into the claim's status, and that nothing is left to do.
 func (m *Manager) tellGrown(ctx context.Context, claim *v1.PersistentVolumeClaim, pv *v1.PersistentVolume) error {
-	conditions := []v1.PersistentVolumeClaimCondition{}
-	for _, c := range claim.Status.Conditions {
+	want := claim.DeepCopy()
+	want.Status.Capacity[v1.ResourceStorage] = pv.Spec.Capacity[v1.ResourceStorage]
+	delete(want.Status.AllocatedResourceStatuses, v1.ResourceStorage)
+	want.Status.Conditions = slices.DeleteFunc(want.Status.Conditions, func(c v1.PersistentVolumeClaimCondition) bool {
 		switch c.Type {
 		case v1.PersistentVolumeClaimFileSystemResizePending, v1.PersistentVolumeClaimResizing, v1.PersistentVolumeClaimNodeResizeError:
-		default:
-			conditions = append(conditions, c)
+			return true
 		}
-	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": claim.ResourceVersion},
-		"status": map[string]any{
-			"capacity":                  map[v1.ResourceName]any{v1.ResourceStorage: pv.Spec.Capacity[v1.ResourceStorage]},
-			"conditions":                conditions,
-			"allocatedResourceStatuses": map[v1.ResourceName]any{v1.ResourceStorage: nil},
-		},
+		return false
 	})
+	before, err := json.Marshal(claim)
 	if err != nil {
 		return err
 	}
-	_, err = m.cfg.Client.Claims.In(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	after, err := json.Marshal(want)
+	if err != nil {
+		return err
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(before, after, want)
+	if err != nil {
+		return err
+	}
+	_, err = m.cfg.Client.Claims.In(claim.Namespace).Patch(ctx, claim.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 	return err
 }

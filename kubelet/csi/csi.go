@@ -78,7 +78,7 @@ type Manager struct {
 	nodeMu sync.Mutex // held while the drivers of the CSINode, and drivers, change
 
 	mu      sync.Mutex
-	drivers map[string]*driver
+	drivers map[string][]*driver          // by name; of several the last one is used
 	waiting map[string]map[types.UID]bool // pods, by the driver that is not there
 	inUse   map[volumeID]bool             // that are attached, or are to be
 	staged  map[volumeID]bool             // by this process
@@ -106,7 +106,7 @@ func New(cfg Config) (*Manager, error) {
 	}
 	m := &Manager{
 		cfg: cfg, log: cfg.Log, locks: locks{held: map[string]chan struct{}{}},
-		begun: make(chan struct{}, 1), drivers: map[string]*driver{}, waiting: map[string]map[types.UID]bool{},
+		begun: make(chan struct{}, 1), drivers: map[string][]*driver{}, waiting: map[string]map[types.UID]bool{},
 		inUse: map[volumeID]bool{}, staged: map[volumeID]bool{}, cared: map[place]*care{},
 	}
 	return m, m.recall()

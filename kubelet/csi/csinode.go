@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	csi "github.com/container-storage-interface/spec/lib/go/csi"
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -72,7 +71,7 @@ func (m *Manager) csiNode(ctx context.Context, n *v1.Node) (*storagev1.CSINode, 
 }
 
 // install puts a driver on the CSINode, and its topology and its ID of the node on the Node.
-func (m *Manager) install(ctx context.Context, name string, is *csi.NodeGetInfoResponse) error {
+func (m *Manager) install(ctx context.Context, d *driver) error {
 	ctx, cancel := context.WithTimeout(ctx, apiTime)
 	defer cancel()
 	n, err := m.cfg.Node.WaitRegistered(ctx)
@@ -82,12 +81,12 @@ func (m *Manager) install(ctx context.Context, name string, is *csi.NodeGetInfoR
 	if n, err = m.cfg.Client.Nodes.All().Get(ctx, n.Name, metav1.GetOptions{}); err != nil {
 		return err
 	}
-	if err := m.markNode(ctx, n, is.GetAccessibleTopology().GetSegments(), func(ids map[string]string) { ids[name] = is.NodeId }); err != nil {
+	if err := m.markNode(ctx, n, d.node.GetAccessibleTopology().GetSegments(), func(ids map[string]string) { ids[d.name] = d.node.NodeId }); err != nil {
 		return err
 	}
-	entry := entryOf(name, is)
+	entry := entryOf(d)
 	return m.updateCSINode(ctx, n, func(drivers []storagev1.CSINodeDriver) []storagev1.CSINodeDriver {
-		i := slices.IndexFunc(drivers, func(d storagev1.CSINodeDriver) bool { return d.Name == name })
+		i := slices.IndexFunc(drivers, func(o storagev1.CSINodeDriver) bool { return o.Name == d.name })
 		if i < 0 {
 			return append(drivers, entry)
 		}
@@ -97,12 +96,12 @@ func (m *Manager) install(ctx context.Context, name string, is *csi.NodeGetInfoR
 }
 
 // entryOf is a driver as the CSINode has it.
-func entryOf(name string, is *csi.NodeGetInfoResponse) storagev1.CSINodeDriver {
+func entryOf(d *driver) storagev1.CSINodeDriver {
 	out := storagev1.CSINodeDriver{
-		Name: name, NodeID: is.NodeId, TopologyKeys: slices.Sorted(maps.Keys(is.GetAccessibleTopology().GetSegments())),
+		Name: d.name, NodeID: d.node.NodeId, TopologyKeys: slices.Sorted(maps.Keys(d.node.GetAccessibleTopology().GetSegments())),
 	}
-	if is.MaxVolumesPerNode > 0 {
-		out.Allocatable = &storagev1.VolumeNodeResources{Count: new(int32(min(is.MaxVolumesPerNode, math.MaxInt32)))}
+	if limit := d.node.MaxVolumesPerNode; limit > 0 {
+		out.Allocatable = &storagev1.VolumeNodeResources{Count: new(int32(min(limit, math.MaxInt32)))}
 	}
 	return out
 }
@@ -144,39 +143,22 @@ func (m *Manager) updateCSINode(ctx context.Context, n *v1.Node, change func([]s
 	return nil
 }
 
-// markNode patches the Node's labels, and the annotation with the drivers' IDs. A label that is there with another value is
-// not changed: volumes have been placed by it.
+// markNode patches the Node's labels, and the annotation with the drivers' IDs.
 func (m *Manager) markNode(ctx context.Context, n *v1.Node, labels map[string]string, change func(ids map[string]string)) error {
-	missing := map[string]string{}
-	for key, value := range labels {
-		switch current, ok := n.Labels[key]; {
-		case !ok:
-			missing[key] = value
-		case current != value:
-			return fmt.Errorf("its topology has %s=%s, and the node has the label %s=%s; remove one of them", key, value, key, current)
-		}
+	missing, err := missingLabels(n, labels)
+	if err != nil {
+		return err
 	}
-	ids := map[string]string{}
-	if text := n.Annotations[idsAnnotation]; text != "" {
-		if err := json.Unmarshal([]byte(text), &ids); err != nil {
-			return fmt.Errorf("the node's annotation %s: %w", idsAnnotation, err)
-		}
+	ids, err := changedIDs(n, change)
+	if err != nil {
+		return err
 	}
-	before := maps.Clone(ids)
-	change(ids)
 	metadata := map[string]any{}
 	if len(missing) > 0 {
 		metadata["labels"] = missing
 	}
-	if !maps.Equal(before, ids) {
-		text, err := json.Marshal(ids)
-		if err != nil {
-			return err
-		}
-		metadata["annotations"] = map[string]any{idsAnnotation: string(text)}
-		if len(ids) == 0 {
-			metadata["annotations"] = map[string]any{idsAnnotation: nil}
-		}
+	if len(ids) > 0 {
+		metadata["annotations"] = ids
 	}
 	if len(metadata) == 0 {
 		return nil
@@ -187,4 +169,42 @@ func (m *Manager) markNode(ctx context.Context, n *v1.Node, labels map[string]st
 	}
 	_, err = m.cfg.Client.Nodes.All().Patch(ctx, n.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{})
 	return err
+}
+
+// missingLabels are those that the Node does not have. One that it has with another value is not changed: volumes have been
+// placed by it.
+func missingLabels(n *v1.Node, labels map[string]string) (map[string]string, error) {
+	missing := map[string]string{}
+	for key, value := range labels {
+		switch current, ok := n.Labels[key]; {
+		case !ok:
+			missing[key] = value
+		case current != value:
+			return nil, fmt.Errorf("its topology has %s=%s, and the node has the label %s=%s; remove one of them", key, value, key, current)
+		}
+	}
+	return missing, nil
+}
+
+// changedIDs is the annotation with the drivers' IDs as a patch has it, null if there are none; empty if it stays.
+func changedIDs(n *v1.Node, change func(ids map[string]string)) (map[string]any, error) {
+	ids := map[string]string{}
+	if text := n.Annotations[idsAnnotation]; text != "" {
+		if err := json.Unmarshal([]byte(text), &ids); err != nil {
+			return nil, fmt.Errorf("the node's annotation %s: %w", idsAnnotation, err)
+		}
+	}
+	before := maps.Clone(ids)
+	change(ids)
+	if maps.Equal(before, ids) {
+		return nil, nil
+	}
+	if len(ids) == 0 {
+		return map[string]any{idsAnnotation: nil}, nil
+	}
+	text, err := json.Marshal(ids)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{idsAnnotation: string(text)}, nil
 }

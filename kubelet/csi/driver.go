@@ -20,6 +20,7 @@ type driver struct {
 	name     string
 	endpoint string // a socket
 	callTime time.Duration
+	node     *csi.NodeGetInfoResponse // as it sees this node
 
 	mu   sync.Mutex
 	able map[csi.NodeServiceCapability_RPC_Type]bool // nil before the driver was asked
@@ -119,8 +120,8 @@ func (d *driver) accessMode(ctx context.Context, modes []v1.PersistentVolumeAcce
 func (m *Manager) driver(name string) (*driver, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if d := m.drivers[name]; d != nil {
-		return d, nil
+	if all := m.drivers[name]; len(all) > 0 {
+		return all[len(all)-1], nil
 	}
 	return nil, &AbsentError{name}
 }

@@ -261,8 +261,8 @@ func (m *Manager) stageRequest(ctx context.Context, d *driver, r *request, metad
 
 // firstStage asks the driver, and writes down in dir how far it comes.
 func (m *Manager) firstStage(ctx context.Context, d *driver, ask *csi.NodeStageVolumeRequest, dir string, rec record) error {
-	_, err := load(dir)
-	fresh := errors.Is(err, fs.ErrNotExist)
+	old, err := load(dir)
+	fresh := errors.Is(err, fs.ErrNotExist) || (err == nil && old.State == wanted)
 	rec.State = asked
 	if err := errors.Join(os.MkdirAll(ask.StagingTargetPath, 0o750), rec.save(dir)); err != nil {
 		return err

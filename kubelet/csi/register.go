@@ -44,8 +44,8 @@ func (m *Manager) register(ctx context.Context, socket string) (*driver, error) 
 	return d, err
 }
 
-// admit puts a driver on the list of this node and of the cluster. One that is there under its name is replaced: while a
-// driver is updated, the new one may come before the old one has gone.
+// admit puts a driver on the list of this node and of the cluster. While a driver is updated, the new one may come before
+// the old one has gone: then the new one is used.
 func (m *Manager) admit(ctx context.Context, socket string, info *registration.PluginInfo) (*driver, error) {
 	if err := check(info); err != nil {
 		return nil, err
@@ -55,25 +55,24 @@ func (m *Manager) admit(ctx context.Context, socket string, info *registration.P
 		d.endpoint = socket
 	}
 	d.endpoint = strings.TrimPrefix(d.endpoint, "unix://")
-	var is *csi.NodeGetInfoResponse
 	err := d.call(ctx, "NodeGetInfo", func(ctx context.Context, c csi.NodeClient) (err error) {
-		is, err = c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
+		d.node, err = c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
-	if is.GetNodeId() == "" {
+	if d.node.GetNodeId() == "" {
 		return nil, fmt.Errorf("driver %s: NodeGetInfo: it has no node_id", d.name)
 	}
 	m.nodeMu.Lock()
 	defer m.nodeMu.Unlock()
 	if m.cfg.Client != nil {
-		if err := m.install(ctx, d.name, is); err != nil {
+		if err := m.install(ctx, d); err != nil {
 			return nil, fmt.Errorf("driver %s: %w", d.name, err)
 		}
 	}
-	m.log.Info("driver registered", "driver", d.name, "endpoint", d.endpoint, "node_id", is.NodeId)
+	m.log.Info("driver registered", "driver", d.name, "endpoint", d.endpoint, "node_id", d.node.NodeId)
 	for _, uid := range m.add(d) {
 		m.cfg.Wake(uid)
 	}
@@ -109,7 +108,7 @@ func checkName(of, name string) error {
 func (m *Manager) add(d *driver) []types.UID {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.drivers[d.name] = d
+	m.drivers[d.name] = append(m.drivers[d.name], d)
 	var uids []types.UID
 	for uid := range m.waiting[d.name] {
 		uids = append(uids, uid)
@@ -132,23 +131,23 @@ func (m *Manager) awaits(uid types.UID, err error) {
 	m.waiting[absent.Driver][uid] = true
 }
 
-// deregister takes a driver off the list, unless another one has its name by now.
+// deregister takes a driver off the list. Another one of its name, if there is one, is used from then on.
 func (m *Manager) deregister(ctx context.Context, d *driver) {
 	m.nodeMu.Lock()
 	defer m.nodeMu.Unlock()
 	m.mu.Lock()
-	current := m.drivers[d.name] == d
-	if current {
-		delete(m.drivers, d.name)
-	}
+	left := slices.DeleteFunc(m.drivers[d.name], func(o *driver) bool { return o == d })
+	m.drivers[d.name] = left
 	m.mu.Unlock()
-	if !current {
+	m.log.Info("driver is gone", "driver", d.name, "endpoint", d.endpoint, "others", len(left))
+	if m.cfg.Client == nil {
 		return
 	}
-	m.log.Info("driver is gone", "driver", d.name)
-	if m.cfg.Client != nil {
-		if err := m.uninstall(ctx, d.name); err != nil {
-			m.log.Warn("driver that is gone is still on the cluster's list", "driver", d.name, "err", err)
-		}
+	tell := func() error { return m.uninstall(ctx, d.name) }
+	if len(left) > 0 {
+		tell = func() error { return m.install(ctx, left[len(left)-1]) }
+	}
+	if err := tell(); err != nil {
+		m.log.Warn("the cluster's list of drivers is not right", "driver", d.name, "err", err)
 	}
 }

@@ -27,6 +27,7 @@ import (
 // Options are what a Driver is like.
 type Options struct {
 	Name     string
+	Suffix   string // of the socket by which it registers, beside another driver of this name
 	Registry string // the directory plugins_registry of the kubelet
 	Dir      string // of the driver's own: its socket, and the volumes
 	Able     []csi.NodeServiceCapability_RPC_Type
@@ -66,7 +67,7 @@ func New(o Options) *Driver { return &Driver{Options: o, usage: map[string]int64
 func (d *Driver) Socket() string { return filepath.Join(d.Dir, "csi.sock") }
 
 // RegistrationSocket is where it is found.
-func (d *Driver) RegistrationSocket() string { return filepath.Join(d.Registry, d.Name+"-reg.sock") }
+func (d *Driver) RegistrationSocket() string { return filepath.Join(d.Registry, d.Name+d.Suffix+"-reg.sock") }
 
 // Start serves, and registers.
 func (d *Driver) Start() error {
