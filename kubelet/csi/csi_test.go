@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -16,6 +17,8 @@ import (
 
 	csi "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -57,10 +60,12 @@ type stand struct {
 func start(t *testing.T, able ...csi.NodeServiceCapability_RPC_Type) *stand {
 	t.Helper()
 	kernel.Require(t, kernel.Root)
-	root := t.TempDir()
+	root, err := os.MkdirTemp("", "csi-") // the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
 	s := &stand{t: t, server: kubetest.New(t), attached: map[v1.UniqueVolumeName]bool{}}
 	s.server.Set(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", UID: "node-uid", Labels: map[string]string{"zone": "a"}}})
-	var err error
 	if s.client, err = cluster.New(s.server.Client(t, "")); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +77,11 @@ func start(t *testing.T, able ...csi.NodeServiceCapability_RPC_Type) *stand {
 	})
 	t.Cleanup(func() {
 		s.driver.Stop()
-		if err := mount.UnmountBelow(root); err != nil {
+		if err := mount.UnmountBelow(root); err != nil { // before what is mounted is removed
+			t.Error(err)
+			return
+		}
+		if err := os.RemoveAll(root); err != nil {
 			t.Error(err)
 		}
 	})
@@ -408,41 +417,56 @@ func TestOrphan(t *testing.T) {
 	s.nothingLeft()
 }
 
-// TestBrokenSteps: each step fails once, before and after it had its effect, and the next attempt makes it good.
+// TestBrokenSteps: each step fails once, before and after it had its effect, and the next attempt makes it good, also that of
+// another process.
 func TestBrokenSteps(t *testing.T) {
 	for _, method := range []string{"NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume"} {
 		for _, after := range []bool{false, true} {
-			t.Run(method+map[bool]string{false: " before", true: " after"}[after], func(t *testing.T) {
-				s := start(t, stages)
-				s.driverObject(nil)
-				failed := false
-				s.driver.Fault = func(_ context.Context, m string, is bool) error {
-					if m == method && is == after && !failed {
-						failed = true
-						return errors.New("broken by the test")
-					}
-					return nil
-				}
-				s.run()
-				if _, err := s.Publish(t.Context(), volumeOf("a", "v")); err != nil {
-					if !strings.Contains(err.Error(), "driver "+driverName+": "+method) || !strings.Contains(err.Error(), "broken by the test") {
-						t.Errorf("error does not tell which driver and what: %v", err)
-					}
-					s.publish(volumeOf("a", "v"))
-				}
-				if err := s.Unpublish(t.Context(), "a"); err != nil {
-					s.unpublish("a")
-				}
-				if err := s.Sweep(t.Context()); err != nil {
-					t.Error(err)
-				}
-				if !failed {
-					t.Error("nothing was broken")
-				}
-				s.nothingLeft()
-			})
+			for _, killed := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s after=%t killed=%t", method, after, killed), func(t *testing.T) { breakStep(t, method, after, killed) })
+			}
 		}
 	}
+}
+
+func breakStep(t *testing.T, method string, after, killed bool) {
+	s := start(t, stages)
+	s.driverObject(nil)
+	failed := false
+	s.driver.Fault = func(_ context.Context, m string, is bool) error {
+		if m == method && is == after && !failed {
+			failed = true
+			return status.Error(codes.Unavailable, "broken by the test")
+		}
+		return nil
+	}
+	stop := s.run()
+	// again does something as often as it takes, which is twice at most.
+	again := func(do func() error) {
+		err := do()
+		if err == nil {
+			return
+		}
+		if want := "driver " + driverName + ": " + method + ": "; !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "broken by the test") {
+			t.Errorf("error does not tell which driver and what: %v", err)
+		}
+		if killed {
+			stop()
+			s.driver.Stop()
+			s.restart(s.cfg.Root)
+			stop = s.run()
+		}
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again(func() error { _, err := s.Publish(t.Context(), volumeOf("a", "v")); return err })
+	again(func() error { return s.Unpublish(t.Context(), "a") })
+	again(func() error { return s.Sweep(t.Context()) })
+	if !failed {
+		t.Error("nothing was broken")
+	}
+	s.nothingLeft()
 }
 
 // TestHungDriver does not hold up its caller for longer than a call may take, nor the end of the pod.

@@ -49,6 +49,7 @@ func (m *Manager) publishDevice(ctx context.Context, r *request) (path string, e
 		return "", &StepError{setUpDevice, r.Name, err}
 	}
 	defer unlock()
+	m.use(r) // as for a directory
 	d, err := m.driver(r.driver)
 	if err == nil {
 		err = m.alone(r)

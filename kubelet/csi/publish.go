@@ -87,6 +87,7 @@ func (m *Manager) publishMount(ctx context.Context, r *request) (path string, er
 		return "", &StepError{setUp, r.Name, err}
 	}
 	defer unlock()
+	m.use(r) // the last pod before this one may have left it meanwhile
 	d, err := m.driver(r.driver)
 	if err != nil {
 		step := mountDevice

@@ -38,7 +38,7 @@ func (m *Manager) register(ctx context.Context, socket string) (*driver, error) 
 	limited, cancel = context.WithTimeout(ctx, registrarTime)
 	defer cancel()
 	if _, tellErr := registrar.NotifyRegistrationStatus(limited, verdict); tellErr != nil && err == nil {
-		m.deregister(ctx, d)
+		m.deregister(context.WithoutCancel(ctx), d)
 		err = fmt.Errorf("NotifyRegistrationStatus: %w", tellErr)
 	}
 	return d, err

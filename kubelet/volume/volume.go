@@ -116,7 +116,7 @@ func refreshed(v *v1.Volume) bool {
 }
 
 func (m *Manager) present(v made) bool {
-	if v.image != "" {
+	if v.image != "" || v.kind == csiKind { // a driver's file system may hang whoever looks at it
 		return true
 	}
 	_, err := os.Stat(v.path + v.device) // one of them
