@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/test/csidriver"
+	"github.com/orlop/orlop/test/daemon"
 )
 
 // startDriver starts a CSI driver on the node, of a name of the test's own, and waits until the cluster knows it.
@@ -313,6 +314,50 @@ func TestCSIEphemeral(t *testing.T) {
 	}
 }
 
+const csiDevice = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: raw}
+spec: {storageClassName: SPACE, volumeMode: Block, accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: raw}
+spec:
+  restartPolicy: Never
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, "ls -l /dev/disk; test -b /dev/disk"]
+    volumeDevices: [{name: raw, devicePath: /dev/disk}]
+  volumes: [{name: raw, persistentVolumeClaim: {claimName: raw}}]
+`
+
+// TestCSIDevice is a claim with volumeMode Block, which is a device in the container.
+func TestCSIDevice(t *testing.T) {
+	if os.Getenv("ORLOP_KUBELET") == "real" {
+		t.Skip("the real kubelet puts a loop device on the device, which here is one that can't be read")
+	}
+	s := begin(t)
+	d := startDriver(s, storagev1.CSIDriverSpec{AttachRequired: new(false)}, csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME)
+	makeVolume(s, d.Name, "Block")
+	s.apply(strings.ReplaceAll(csiDevice, "SPACE", s.name))
+	s.waitPod("raw", "done", phase(v1.PodSucceeded))
+	if log := s.kubectl("logs", "raw"); !strings.HasPrefix(log, "brw") || !strings.Contains(log, "7, 250") {
+		t.Errorf("the container sees %q", log)
+	}
+	stage := d.Calls("NodeStageVolume")[0].Request.(*csi.NodeStageVolumeRequest)
+	if stage.VolumeCapability.GetBlock() == nil || !strings.HasSuffix(stage.StagingTargetPath, "plugins/kubernetes.io/csi/volumeDevices/staging/"+s.name) {
+		t.Errorf("the driver was asked for %v", stage)
+	}
+	s.eventually("the device to leave the node", func() error { // its pod has ended
+		if len(d.Calls("NodeUnpublishVolume")) == 0 || len(d.Calls("NodeUnstageVolume")) == 0 {
+			return fmt.Errorf("the driver was asked for %v", d.Order())
+		}
+		return nil
+	})
+}
+
 // TestCSINoDriver: events say which driver is missing, and the pod starts when it comes.
 func TestCSINoDriver(t *testing.T) {
 	s := begin(t)
@@ -372,4 +417,51 @@ func TestCSIKubeletKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	unstaged(s, d, stage)
+}
+
+// otherKubelet is the shim where the real kubelet is tested, and the other way round.
+func otherKubelet(t *testing.T) *subject {
+	t.Helper()
+	other := *node
+	other.args = slices.DeleteFunc(slices.Clone(node.args), func(arg string) bool { return strings.HasPrefix(arg, "--log-level") })
+	if node.binary != control.Bin.Kubelet {
+		other.binary = control.Bin.Kubelet
+		return &other
+	}
+	bins, err := daemon.Build()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.binary = bins.Kubelet
+	return &other
+}
+
+// TestCSIOtherKubelet: what one kind of kubelet has mounted, the other one unmounts.
+func TestCSIOtherKubelet(t *testing.T) {
+	s := alone(t)
+	d := startDriver(s, storagev1.CSIDriverSpec{}, csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME)
+	attachVolumes(s, d.Name)
+	makeVolume(s, d.Name, "Filesystem")
+	s.apply(strings.ReplaceAll(csiSet, "SPACE", s.name))
+	other := otherKubelet(t)
+	for i, next := range []*subject{other, node} {
+		s.kubectl("scale", "statefulset", "db", "--replicas=1")
+		s.waitPod("db-0", "ready", ready)
+		stage := d.Calls("NodeStageVolume")[0].Request.(*csi.NodeStageVolumeRequest).StagingTargetPath
+		if err := control.Kill(logName); err != nil {
+			t.Fatal(err)
+		}
+		if err := next.start(); err != nil {
+			t.Fatal(err)
+		}
+		s.within(2*patience, "the driver on the CSINode", func() error { return listed(s, d.Name) })
+		s.kubectl("scale", "statefulset", "db", "--replicas=0")
+		s.within(2*patience, "the pod's end", gone(s, "db-0"))
+		unstaged(s, d, stage)
+		data, err := os.ReadFile(filepath.Join(d.Volume("disk-1"), "part", "starts"))
+		if err != nil || strings.Count(string(data), "\n") < i+1 {
+			t.Errorf("after %d starts at least the volume has %q, %v", i+1, data, err)
+		}
+		d.Forget()
+	}
 }
