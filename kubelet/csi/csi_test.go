@@ -346,6 +346,30 @@ func TestRecord(t *testing.T) {
 	s.nothingLeft()
 }
 
+// TestBrokenRecord is one that a machine left which lost its power. While something is mounted beside it, nobody guesses.
+func TestBrokenRecord(t *testing.T) {
+	s := start(t, stages)
+	s.driverObject(nil)
+	stop := s.run()
+	path := s.publish(volumeOf("a", "v"))
+	s.publish(volumeOf("b", "w"))
+	write(t, filepath.Join(filepath.Dir(path), recordName), "")
+	if err := s.Unpublish(t.Context(), "a"); err == nil || !strings.Contains(err.Error(), "by hand") {
+		t.Errorf("unpublished something: %v", err)
+	}
+	if err := mount.UnmountBelow(s.cfg.Root); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	s.driver.Stop()
+	s.restart(s.cfg.Root)
+	s.run()
+	s.unpublish("b")
+	s.publish(volumeOf("a", "v"))
+	s.unpublish("a")
+	s.nothingLeft()
+}
+
 // TestRestart leaves volumes that are there alone, and finds all others on disk.
 func TestRestart(t *testing.T) {
 	s := start(t, stages)

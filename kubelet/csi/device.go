@@ -42,39 +42,40 @@ func (m *Manager) publishDevice(ctx context.Context, r *request) (path string, e
 	}
 	metadata, err := m.intendDevice(ctx, r, link)
 	if err != nil {
-		return "", &StepError{setUpDevice, r.Name, err}
+		return r.failed(setUpDevice, err)
 	}
-	unlock, err := m.locks.lock(ctx, string(r.unique()))
+	d, unlock, err := m.begin(ctx, r)
 	if err != nil {
-		return "", &StepError{setUpDevice, r.Name, err}
+		return r.failed(setUpDevice, err)
 	}
 	defer unlock()
-	m.use(r) // as for a directory
-	d, err := m.driver(r.driver)
-	if err == nil {
-		err = m.alone(r)
-	}
-	if err != nil {
-		return "", &StepError{setUpDevice, r.Name, err}
-	}
 	stage, err := m.stage(ctx, d, r, metadata)
 	if err != nil {
-		return "", &StepError{setUpDevice, r.Name, err}
+		return r.failed(setUpDevice, err)
 	}
-	ask, err := m.publishRequest(ctx, publication{driver: d, request: r, metadata: metadata, stage: stage, target: target})
-	if err == nil {
-		err = os.MkdirAll(filepath.Dir(target), 0o750)
-	}
-	if err == nil {
-		err = d.publish(ctx, ask)
-	}
-	if err == nil && !isDevice(link) {
-		err = fmt.Errorf("driver %s: NodePublishVolume: it made no block device at %s", d.name, target)
-	}
-	if err != nil {
-		return "", &StepError{mapPodDevice, r.Name, err}
+	p := publication{driver: d, request: r, metadata: metadata, stage: stage, target: target}
+	if err := m.makeDevice(ctx, p); err != nil {
+		return r.failed(mapPodDevice, err)
 	}
 	return link, nil
+}
+
+// makeDevice has the driver make a device at the target. The volume's lock must be held.
+func (m *Manager) makeDevice(ctx context.Context, p publication) error {
+	ask, err := m.publishRequest(ctx, p)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(p.target), 0o750); err != nil {
+		return err
+	}
+	if err := p.publish(ctx, ask); err != nil {
+		return err
+	}
+	if !isDevice(p.target) {
+		return fmt.Errorf("driver %s: NodePublishVolume: it made no block device at %s", p.driver.name, p.target)
+	}
+	return nil
 }
 
 // isDevice tells whether a path leads to a block device.

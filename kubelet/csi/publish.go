@@ -76,38 +76,50 @@ func (m *Manager) publishMount(ctx context.Context, r *request) (path string, er
 	}
 	rec, err := m.intend(r, dir)
 	if err != nil {
-		return "", &StepError{setUp, r.Name, err}
+		return r.failed(setUp, err)
 	}
 	metadata, err := m.attached(ctx, r)
 	if err != nil {
-		return "", &StepError{waitForAttach, r.Name, err}
+		return r.failed(waitForAttach, err)
 	}
-	unlock, err := m.locks.lock(ctx, string(r.unique()))
+	d, unlock, err := m.begin(ctx, r)
 	if err != nil {
-		return "", &StepError{setUp, r.Name, err}
+		return r.failed(mountDevice, err)
 	}
 	defer unlock()
-	m.use(r) // the last pod before this one may have left it meanwhile
-	d, err := m.driver(r.driver)
-	if err != nil {
-		step := mountDevice
-		if r.Inline != nil {
-			step = setUp
-		}
-		return "", &StepError{step, r.Name, err}
-	}
-	if err := m.alone(r); err != nil {
-		return "", &StepError{setUp, r.Name, err}
-	}
 	stage, err := m.stage(ctx, d, r, metadata)
 	if err != nil {
-		return "", &StepError{mountDevice, r.Name, err}
+		return r.failed(mountDevice, err)
 	}
 	p := publication{driver: d, request: r, metadata: metadata, stage: stage, target: path}
 	if err := m.firstPublish(ctx, p, dir, rec); err != nil {
-		return "", &StepError{setUp, r.Name, err}
+		return r.failed(setUp, err)
 	}
 	return path, nil
+}
+
+// failed is what becomes of a step that failed. An inline volume has only one.
+func (r *request) failed(step string, err error) (string, error) {
+	if r.Inline != nil {
+		step = setUp
+	}
+	return "", &StepError{step, r.Name, err}
+}
+
+// begin takes a volume's lock, and finds its driver.
+func (m *Manager) begin(ctx context.Context, r *request) (d *driver, unlock func(), err error) {
+	if unlock, err = m.locks.lock(ctx, string(r.unique())); err != nil {
+		return nil, nil, err
+	}
+	m.use(r) // the last pod before this one may have left it meanwhile
+	if d, err = m.driver(r.driver); err == nil {
+		err = m.alone(r)
+	}
+	if err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return d, unlock, nil
 }
 
 // isPublished tells whether a volume is where it should be, with all that belongs to it. After the machine has started

@@ -13,6 +13,8 @@ import (
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/orlop/orlop/kubelet/mount"
 )
 
 // record is what must be known of a volume to undo it, as kubelet writes it beside the volume. Kubelet takes all values for
@@ -92,13 +94,28 @@ func load(dir string) (record, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("%s: %w; unmount the volume by hand and remove the file", path, err)
+	err = json.Unmarshal(data, &r)
+	if err == nil && (r.Driver == "" || r.Handle == "") {
+		err = errors.New("it has no driverName or no volumeHandle")
 	}
-	if r.Driver == "" || r.Handle == "" {
-		return r, fmt.Errorf("%s: has no driverName or no volumeHandle; unmount the volume by hand and remove the file", path)
+	if err == nil {
+		return r, nil
 	}
-	return r, nil
+	if nothingMounted(dir) {
+		return r, fmt.Errorf("%s: %w: %w", path, err, fs.ErrNotExist)
+	}
+	return r, fmt.Errorf("%s: %w; unmount the volume by hand and remove the file", path, err)
+}
+
+// nothingMounted tells that a record in vain would have nothing to tell: a machine that lost its power may have written half
+// of one, and has no mounts after that.
+func nothingMounted(dir string) bool {
+	for _, name := range []string{mountName, globalMountName} {
+		if mounted, err := mount.Mounted(filepath.Join(dir, name)); err != nil || mounted {
+			return false
+		}
+	}
+	return true
 }
 
 // drop removes a record, and its directory. Nothing else is removed: what else is there is somebody's data.
