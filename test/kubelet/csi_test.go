@@ -17,6 +17,7 @@ import (
 	storagev1 "k8s.io/api/storage/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/orlop/orlop/test/csidriver"
 	"github.com/orlop/orlop/test/daemon"
@@ -39,6 +40,10 @@ func startDriver(s *space, spec storagev1.CSIDriverSpec, able ...csi.NodeService
 		s.Fatal(err)
 	}
 	s.Cleanup(func() {
+		// The pods go before their driver, which they need for that.
+		if out, err := s.command(context.Background(), "delete", "statefulset,pod", "--all", "--wait", "--timeout=60s").CombinedOutput(); err != nil {
+			s.Errorf("pods do not end: %v: %s", err, out)
+		}
 		d.Stop()
 		_ = control.Client.StorageV1().CSIDrivers().Delete(context.Background(), name, metav1.DeleteOptions{}) // the cluster ends anyhow
 		_ = os.RemoveAll(d.Dir)
@@ -311,6 +316,86 @@ func TestCSIEphemeral(t *testing.T) {
 	s.eventually("the pod's end", gone(s, "scratch"))
 	if n := len(d.Calls("NodeStageVolume")); n > 0 {
 		t.Errorf("staged %d times by a driver that does not", n)
+	}
+}
+
+// TestCSIGrowAndStats: a volume that was made larger is grown by its driver, its claim says so, and how full it is can be read.
+func TestCSIGrowAndStats(t *testing.T) {
+	s := begin(t)
+	d := startDriver(s, storagev1.CSIDriverSpec{AttachRequired: new(false)}, csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
+		csi.NodeServiceCapability_RPC_EXPAND_VOLUME, csi.NodeServiceCapability_RPC_GET_VOLUME_STATS)
+	makeVolume(s, d.Name, "Filesystem")
+	s.apply(strings.ReplaceAll(csiSet, "SPACE", s.name))
+	s.waitPod("db-0", "ready", ready)
+	s.kubectl("patch", "pv", s.name, "-p", `{"spec":{"capacity":{"storage":"2Gi"}}}`) // as an external resizer does
+	s.within(3*patience, "the volume's growth", func() error {
+		if size := d.Size("disk-1"); size != 2<<30 {
+			return fmt.Errorf("the driver has %d bytes", size)
+		}
+		claim, err := control.Client.CoreV1().PersistentVolumeClaims(s.name).Get(s.Context(), "data-db-0", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if size := claim.Status.Capacity[v1.ResourceStorage]; size.String() != "2Gi" {
+			return fmt.Errorf("the claim has %s", size.String())
+		}
+		return nil
+	})
+	s.event("db-0", "FileSystemResizeSuccessful")
+	s.within(2*patience, "the volume in /stats/summary", func() error {
+		summary := s.kubectl("get", "--raw", "/api/v1/nodes/"+nodeName+"/proxy/stats/summary")
+		var got stats.Summary
+		if err := json.Unmarshal([]byte(summary), &got); err != nil {
+			return err
+		}
+		for _, p := range got.Pods {
+			for _, v := range p.VolumeStats {
+				if v.PVCRef != nil && *v.PVCRef == (stats.PVCReference{Name: "data-db-0", Namespace: s.name}) {
+					if v.Name != "data" || *v.UsedBytes != 400 || *v.CapacityBytes != 1000 || *v.InodesUsed != 1 {
+						return fmt.Errorf("it has %+v", v)
+					}
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("it is not there")
+	})
+}
+
+const mounter = `
+apiVersion: v1
+kind: Pod
+metadata: {name: mounter}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    command: [sh, -c, "mount -t tmpfs shared /kubelet && touch /kubelet/file; trap 'umount /kubelet; exit' TERM; while :; do sleep 0.1; done"]
+    securityContext: {privileged: true}
+    readinessProbe: {exec: {command: [test, -e, /kubelet/file]}, periodSeconds: 1}
+    volumeMounts: [{name: kubelet, mountPath: /kubelet, mountPropagation: Bidirectional}]
+  volumes: [{name: kubelet, hostPath: {path: DIR, type: DirectoryOrCreate}}]
+`
+
+// TestSharedMounts: what a driver in a pod mounts below the kubelet's directory is seen on the node, and so by other pods.
+func TestSharedMounts(t *testing.T) {
+	s := begin(t)
+	dir := filepath.Join(node.dir, "root", "plugins", s.name)
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	s.apply(strings.ReplaceAll(mounter, "DIR", dir))
+	s.waitPod("mounter", "ready", ready)
+	if _, err := os.Stat(filepath.Join(dir, "file")); err != nil {
+		t.Errorf("the node does not see the mount: %v", err)
+	}
+	s.kubectl("delete", "pod", "mounter")
+	s.eventually("the pod's end", gone(s, "mounter"))
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		t.Errorf("mounted yet: %t, %v", mounted, err)
 	}
 }
 
