@@ -501,6 +501,7 @@ func TestHungDriver(t *testing.T) {
 	s.driver.Fault = func(ctx context.Context, method string, after bool) error {
 		if hang && method == "NodePublishVolume" && after {
 			<-ctx.Done()
+			return status.FromContextError(ctx.Err()).Err()
 		}
 		return nil
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	csi "github.com/container-storage-interface/spec/lib/go/csi"
 	"k8s.io/apimachinery/pkg/types"
 )
 
@@ -69,13 +70,33 @@ func (m *Manager) makeDevice(ctx context.Context, p publication) error {
 	if err := os.MkdirAll(filepath.Dir(p.target), 0o750); err != nil {
 		return err
 	}
-	if err := p.publish(ctx, ask); err != nil {
+	if err := m.askDevice(ctx, p.driver, ask, m.deviceDir(p.Name)); err != nil {
 		return err
 	}
 	if !isDevice(p.target) {
 		return fmt.Errorf("driver %s: NodePublishVolume: it made no block device at %s", p.driver.name, p.target)
 	}
 	return nil
+}
+
+// askDevice asks the driver, and writes into the record in dir that it was asked. One that has staged the device was so before.
+func (m *Manager) askDevice(ctx context.Context, d *driver, ask *csi.NodePublishVolumeRequest, dir string) error {
+	rec, err := load(dir)
+	if err != nil {
+		return err
+	}
+	if rec.State != wanted {
+		return d.publish(ctx, ask)
+	}
+	first := rec
+	rec.State = asked
+	if err := rec.save(dir); err != nil {
+		return err
+	}
+	if err = d.publish(ctx, ask); refused(err) {
+		return errors.Join(err, first.save(dir))
+	}
+	return err
 }
 
 // isDevice tells whether a path leads to a block device.

@@ -20,7 +20,7 @@ type driver struct {
 	name     string
 	endpoint string // a socket
 	callTime time.Duration
-	node     *csi.NodeGetInfoResponse // as it sees this node
+	node     *csi.NodeGetInfoResponse // as it sees this node; guarded by Manager.nodeMu
 
 	mu   sync.Mutex
 	able map[csi.NodeServiceCapability_RPC_Type]bool // nil before the driver was asked

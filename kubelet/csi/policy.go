@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
@@ -23,6 +24,7 @@ type policy struct {
 	modes           []storagev1.VolumeLifecycleMode
 	tokens          []storagev1.TokenRequest
 	tokensInSecrets bool
+	limitPeriod     time.Duration // after which the driver's limit of volumes may be another one; 0 if it stays
 }
 
 func (m *Manager) policy(ctx context.Context, driver string) (policy, error) {
@@ -42,6 +44,7 @@ func (m *Manager) policy(ctx context.Context, driver string) (policy, error) {
 	p.podInfo, p.republish = or(s.PodInfoOnMount, false), or(s.RequiresRepublish, false)
 	p.tokens, p.tokensInSecrets = s.TokenRequests, or(s.ServiceAccountTokenInSecrets, false)
 	p.fsGroup = or(s.FSGroupPolicy, p.fsGroup)
+	p.limitPeriod = time.Duration(or(s.NodeAllocatableUpdatePeriodSeconds, 0)) * time.Second
 	if len(s.VolumeLifecycleModes) > 0 {
 		p.modes = s.VolumeLifecycleModes
 	}

@@ -288,10 +288,12 @@ func (m *Manager) firstStage(ctx context.Context, d *driver, ask *csi.NodeStageV
 	case err == nil:
 		rec.State = done
 		return rec.save(dir)
-	case refused(err) && fresh: // else an earlier attempt may have left something
-		return errors.Join(err, removeUnmounted(ask.StagingTargetPath), drop(dir))
+	case !refused(err) || !fresh: // an earlier attempt may have left something
+		return err
+	case old.State == wanted:
+		return errors.Join(err, removeUnmounted(ask.StagingTargetPath), old.save(dir))
 	}
-	return err
+	return errors.Join(err, removeUnmounted(ask.StagingTargetPath), drop(dir))
 }
 
 // capability says how a volume is to be used.

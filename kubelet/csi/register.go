@@ -55,16 +55,11 @@ func (m *Manager) admit(ctx context.Context, socket string, info *registration.P
 		d.endpoint = socket
 	}
 	d.endpoint = strings.TrimPrefix(d.endpoint, "unix://")
-	err := d.call(ctx, "NodeGetInfo", func(ctx context.Context, c csi.NodeClient) (err error) {
-		d.node, err = c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
-		return err
-	})
+	node, err := d.info(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if d.node.GetNodeId() == "" {
-		return nil, fmt.Errorf("driver %s: NodeGetInfo: it has no node_id", d.name)
-	}
+	d.node = node
 	m.nodeMu.Lock()
 	defer m.nodeMu.Unlock()
 	if m.cfg.Client != nil {
@@ -77,6 +72,56 @@ func (m *Manager) admit(ctx context.Context, socket string, info *registration.P
 		m.cfg.Wake(uid)
 	}
 	return d, nil
+}
+
+// info asks the driver what this node is to it.
+func (d *driver) info(ctx context.Context) (is *csi.NodeGetInfoResponse, err error) {
+	err = d.call(ctx, "NodeGetInfo", func(ctx context.Context, c csi.NodeClient) (err error) {
+		is, err = c.NodeGetInfo(ctx, &csi.NodeGetInfoRequest{})
+		return err
+	})
+	if err == nil && is.GetNodeId() == "" {
+		err = fmt.Errorf("driver %s: NodeGetInfo: it has no node_id", d.name)
+	}
+	return is, err
+}
+
+// keepLimit asks the driver how many volumes this node can have, as often as its CSIDriver's nodeAllocatableUpdatePeriodSeconds
+// says (KEP-4876), until ctx ends.
+func (m *Manager) keepLimit(ctx context.Context, d *driver) {
+	for {
+		p, err := m.policy(ctx, d.name)
+		never := err != nil || p.limitPeriod == 0 || m.cfg.Client == nil
+		wait := p.limitPeriod
+		if never { // the object may change
+			wait = time.Minute
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+		if never {
+			continue
+		}
+		if err := m.readLimit(ctx, d); err != nil && ctx.Err() == nil {
+			m.log.Warn("limit of volumes not read", "driver", d.name, "err", err)
+		}
+	}
+}
+
+func (m *Manager) readLimit(ctx context.Context, d *driver) error {
+	is, err := d.info(ctx)
+	if err != nil {
+		return err
+	}
+	m.nodeMu.Lock()
+	defer m.nodeMu.Unlock()
+	if current, err := m.driver(d.name); err != nil || current != d {
+		return nil // another one tells
+	}
+	d.node = is
+	return m.install(ctx, d)
 }
 
 // check refuses what is no driver that can be worked with.

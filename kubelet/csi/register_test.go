@@ -56,6 +56,18 @@ func TestRegistration(t *testing.T) {
 	}
 }
 
+// TestLimit follows what the driver says, if its CSIDriver says that it may change.
+func TestLimit(t *testing.T) {
+	s := start(t)
+	s.driverObject(func(spec *storagev1.CSIDriverSpec) { spec.NodeAllocatableUpdatePeriodSeconds = new(int64(1)) })
+	s.run()
+	s.driver.SetMax(3)
+	s.until("the limit is another one", func() bool {
+		all := s.csiNodeDrivers()
+		return len(all) == 1 && *all[0].Allocatable.Count == 3
+	})
+}
+
 // TestKubeletStops leaves the drivers on the CSINode: they run.
 func TestKubeletStops(t *testing.T) {
 	s := start(t)

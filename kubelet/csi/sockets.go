@@ -119,7 +119,7 @@ func (m *Manager) keepRegistered(ctx context.Context, path string) {
 	for ctx.Err() == nil {
 		d, err := m.register(ctx, path)
 		if err == nil {
-			<-ctx.Done()
+			m.keepLimit(ctx, d)
 			if errors.Is(context.Cause(ctx), errGone) {
 				m.deregister(context.WithoutCancel(ctx), d)
 			}

@@ -11,6 +11,8 @@ import (
 
 	csi "github.com/container-storage-interface/spec/lib/go/csi"
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -198,21 +200,41 @@ func TestDevice(t *testing.T) {
 	}
 }
 
-// TestDeviceRefused leaves nothing of a device that its driver does not know.
+// TestDeviceRefused leaves nothing of a device that its driver does not know, whether it stages or not. One that it may have
+// made is undone.
 func TestDeviceRefused(t *testing.T) {
-	s := start(t, stages)
-	s.driverObject(nil)
-	s.run()
 	block := v1.PersistentVolumeBlock
-	v := volumeOf("a", "refused")
-	v.PV.Spec.VolumeMode = &block
-	if _, err := s.Publish(t.Context(), v); err == nil || !strings.HasPrefix(err.Error(), `MapVolume.SetUpDevice failed for volume "pv-refused" : `) {
-		t.Errorf("error is %v", err)
+	for _, tt := range []struct {
+		able   []csi.NodeServiceCapability_RPC_Type
+		code   codes.Code
+		step   string
+		undone []string
+	}{
+		{[]csi.NodeServiceCapability_RPC_Type{stages}, codes.InvalidArgument, "MapVolume.SetUpDevice", nil},
+		{[]csi.NodeServiceCapability_RPC_Type{stages}, codes.Unavailable, "MapVolume.SetUpDevice", []string{"NodeUnpublishVolume", "NodeUnstageVolume"}},
+		{nil, codes.InvalidArgument, "MapVolume.MapPodDevice", nil},
+		{nil, codes.Unavailable, "MapVolume.MapPodDevice", []string{"NodeUnpublishVolume"}},
+	} {
+		s := start(t, tt.able...)
+		s.driverObject(func(spec *storagev1.CSIDriverSpec) { spec.AttachRequired = nil })
+		s.driver.Fault = func(_ context.Context, method string, _ bool) error {
+			if method == "NodeStageVolume" || method == "NodePublishVolume" {
+				return status.Error(tt.code, "broken by the test")
+			}
+			return nil
+		}
+		s.run()
+		v := volumeOf("a", "v")
+		v.PV.Spec.VolumeMode = &block
+		s.attach(v, nil)
+		if _, err := s.Publish(t.Context(), v); err == nil || !strings.HasPrefix(err.Error(), tt.step+` failed for volume "pv-v" : `) {
+			t.Errorf("error is %v", err)
+		}
+		s.driver.Forget()
+		s.unpublish("a")
+		s.asked(tt.undone...)
+		s.nothingLeft()
 	}
-	s.asked("NodeStageVolume")
-	s.unpublish("a")
-	s.asked()
-	s.nothingLeft()
 }
 
 // TestCare measures a volume, publishes it again and grows it, if its driver can and the volume needs it.
@@ -248,9 +270,9 @@ func TestCare(t *testing.T) {
 	if size := s.driver.Size("v"); size != 2<<30 {
 		t.Errorf("it has grown to %d bytes", size)
 	}
-	status := s.server.Objects("persistentvolumeclaims")[0].(*v1.PersistentVolumeClaim).Status
-	if size := status.Capacity[v1.ResourceStorage]; size.String() != "2Gi" || len(status.Conditions) > 0 {
-		t.Errorf("the claim's status is %+v", status)
+	claim := s.server.Objects("persistentvolumeclaims")[0].(*v1.PersistentVolumeClaim).Status
+	if size := claim.Capacity[v1.ResourceStorage]; size.String() != "2Gi" || len(claim.Conditions) > 0 {
+		t.Errorf("the claim's status is %+v", claim)
 	}
 	if !slices.Equal(s.told, []string{"FileSystemResizeSuccessful"}) {
 		t.Errorf("events %v", s.told)

@@ -32,7 +32,7 @@ type Options struct {
 	Dir      string // of the driver's own: its socket, and the volumes
 	Able     []csi.NodeServiceCapability_RPC_Type
 	Topology map[string]string
-	Max      int64 // volumes on the node; 0 for no limit
+	Max      int64 // volumes on the node; 0 for no limit; see SetMax
 	// Fault may fail a call, by its method's name, before or after it had its effect, or wait; may be nil.
 	Fault func(ctx context.Context, method string, after bool) error
 }
@@ -134,6 +134,13 @@ func (d *Driver) intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	return reply, err
 }
 
+// SetMax changes the limit while the driver runs.
+func (d *Driver) SetMax(volumes int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.Max = volumes
+}
+
 // Calls are those of a method so far; all if it is "".
 func (d *Driver) Calls(method string) []Call {
 	d.mu.Lock()
@@ -191,6 +198,8 @@ func (d *Driver) NotifyRegistrationStatus(_ context.Context, r *registration.Reg
 
 // NodeGetInfo tells the node's ID, its topology and its limit.
 func (d *Driver) NodeGetInfo(context.Context, *csi.NodeGetInfoRequest) (*csi.NodeGetInfoResponse, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	return &csi.NodeGetInfoResponse{NodeId: NodeID, MaxVolumesPerNode: d.Max, AccessibleTopology: &csi.Topology{Segments: d.Topology}}, nil
 }
 
