@@ -109,7 +109,7 @@ func identityOf(info fs.FileInfo) identity {
 
 // How long a registration that failed waits before the next attempt.
 const (
-	firstAttempt = 500 * time.Millisecond
+	firstAttempt = 100 * time.Millisecond
 	lastAttempt  = 2 * time.Minute
 )
 
