@@ -41,9 +41,13 @@ func (m *Manager) beginCare(r *request, path string) {
 	}
 }
 
+// endCare forgets a pod that ends.
 func (m *Manager) endCare(uid types.UID) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	for _, pods := range m.waiting {
+		delete(pods, uid)
+	}
 	for p := range m.cared {
 		if p.uid == uid {
 			delete(m.cared, p)

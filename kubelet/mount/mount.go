@@ -23,8 +23,16 @@ func Mounted(path string) (bool, error) {
 	return mounted, err
 }
 
-// UnmountBelow unmounts all that is mounted at or below a directory, what was mounted last first.
+// UnmountBelow unmounts all that is mounted at or below a directory, what was mounted last first. A path that leads over
+// symbolic links is found by where it leads: people put a kubelet's directory on another disk in this way.
 func UnmountBelow(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
 	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
 	if err != nil {
 		return fmt.Errorf("mounts below %s: %w", dir, err)
@@ -42,6 +50,10 @@ func UnmountBelow(dir string) error {
 // it is so already, as it is on a machine with systemd.
 func Share(dir string) error {
 	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return err
+	}
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
 		return err
 	}
 	above, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return !within(dir, m.Mountpoint), false })

@@ -81,6 +81,39 @@ func TestShareOwnMount(t *testing.T) {
 	}
 }
 
+// TestLinks: a directory may be named by a link that leads to it.
+func TestLinks(t *testing.T) {
+	dir := private(t)
+	kubelet, link := filepath.Join(dir, "disk", "kubelet"), filepath.Join(dir, "link")
+	if err := os.MkdirAll(kubelet, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(kubelet, link); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Share(link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := mountsAt(t, kubelet); len(m) != 1 {
+		t.Errorf("mounts: %+v", m)
+	}
+	below := filepath.Join(link, "pods", "volume")
+	if err := os.MkdirAll(below, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", below, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := UnmountBelow(filepath.Join(link, "pods")); err != nil {
+		t.Error(err)
+	}
+	if is, err := Mounted(below); err != nil || is {
+		t.Errorf("mounted: %t, %v", is, err)
+	}
+}
+
 // TestUnmountBelow leaves what only has a name that begins alike.
 func TestUnmountBelow(t *testing.T) {
 	dir := private(t)

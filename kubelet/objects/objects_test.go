@@ -112,6 +112,7 @@ func TestDir(t *testing.T) {
 		}
 	}
 	write("a.yaml", "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: cm, namespace: shop}\ndata: {k: one}\n---\nkind: Secret\nmetadata: {name: s}\nstringData: {k: v}\n---\nkind: Pod\n")
+	write("driver.yaml", "apiVersion: storage.k8s.io/v1\nkind: CSIDriver\nmetadata: {name: d}\nspec: {podInfoOnMount: true}\n")
 	write("bad.yaml", "kind: ConfigMap\nmetadata: {name: x}\ndata: [1]\n")
 	changes := make(told, 100)
 	d := FromDir(dir, func(uid types.UID) { changes <- uid }, slog.New(slog.DiscardHandler))
@@ -125,6 +126,9 @@ func TestDir(t *testing.T) {
 	}
 	if s, err := d.Secret(ctx, "default", "s"); err != nil || string(s.Data["k"]) != "v" {
 		t.Errorf("%v, %v", s, err)
+	}
+	if driver, err := d.CSIDriver(ctx, "d"); err != nil || !*driver.Spec.PodInfoOnMount {
+		t.Errorf("%v, %v", driver, err)
 	}
 	if _, err := d.ConfigMap(ctx, "default", "x"); !apierrors.IsNotFound(err) {
 		t.Errorf("what can't be read: %v", err)
