@@ -173,22 +173,36 @@ func TestRefusedRegistration(t *testing.T) {
 	s.registered()
 }
 
-// TestSubdirectory: sockets may be in one, and those whose names begin with a dot are nobody's.
+// TestSubdirectory: sockets may be in one, and those of which a name begins with a dot are nobody's. The directory may be
+// made anew.
 func TestSubdirectory(t *testing.T) {
 	s := start(t)
 	registry := s.driver.Registry
 	s.driver.Registry = filepath.Join(registry, "below")
 	s.run()
-	o := s.driver.Options
-	o.Name = ".hidden"
-	hidden := csidriver.New(o)
-	if err := hidden.Start(); err != nil {
+	var hidden []*csidriver.Driver
+	for _, where := range []csidriver.Options{{Name: ".hidden", Registry: registry}, {Name: "below", Registry: filepath.Join(registry, ".hidden")}} {
+		where.Dir = s.driver.Dir + "-" + where.Name
+		d := csidriver.New(where)
+		if err := d.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Stop()
+		hidden = append(hidden, d)
+	}
+	if err := os.RemoveAll(registry); err != nil { // is seen after the hidden ones were
 		t.Fatal(err)
 	}
-	defer hidden.Stop()
-	s.driver.Stop() // is seen after hidden was
 	s.until("the driver is off the list", func() bool { return len(s.csiNodeDrivers()) == 0 })
-	if len(hidden.Calls("")) > 0 {
-		t.Errorf("it was asked for %v", hidden.Calls(""))
+	for _, d := range hidden {
+		if len(d.Calls("")) > 0 {
+			t.Errorf("%s was asked for %v", d.Name, d.Calls(""))
+		}
 	}
+	s.until("the directory is there", func() bool { _, err := os.Stat(registry); return err == nil })
+	s.driver.Stop()
+	if err := s.driver.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.registered()
 }

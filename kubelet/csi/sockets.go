@@ -38,9 +38,6 @@ type served struct {
 
 // followSockets registers the drivers whose sockets are in the directory, until ctx ends.
 func (m *Manager) followSockets(ctx context.Context) error {
-	if err := os.MkdirAll(m.registryDir(), 0o750); err != nil {
-		return err
-	}
 	w, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch %s: %w", m.registryDir(), err)
@@ -63,28 +60,14 @@ func (m *Manager) followSockets(ctx context.Context) error {
 	}
 }
 
-// scan looks what is there. It begins with the watch: what comes after it is told.
+// scan looks what is there, and begins to serve what is new.
 func (s *sockets) scan(ctx context.Context) error {
-	found := map[string]identity{}
-	err := filepath.WalkDir(s.dir, func(path string, e fs.DirEntry, err error) error {
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && path != s.dir:
-			return nil // it went while we looked
-		case err != nil:
-			return err
-		case path != s.dir && strings.HasPrefix(e.Name(), "."):
-			return nil
-		case e.IsDir():
-			return s.watcher.Add(path)
-		case e.Type()&fs.ModeSocket != 0:
-			if info, err := e.Info(); err == nil {
-				found[path] = identityOf(info)
-			}
-		}
-		return nil
-	})
+	found, err := s.find()
+	if err != nil {
+		return err
+	}
 	for path, k := range s.known {
-		if found[path] != k.identity && err == nil {
+		if found[path] != k.identity {
 			k.stop(errGone)
 			delete(s.known, path)
 		}
@@ -96,7 +79,36 @@ func (s *sockets) scan(ctx context.Context) error {
 			s.serve(ctx, path)
 		}
 	}
-	return err
+	return nil
+}
+
+// find returns the sockets. Directories are watched before they are read: what comes after that is told.
+func (s *sockets) find() (map[string]identity, error) {
+	if err := os.MkdirAll(s.dir, 0o750); err != nil {
+		return nil, err
+	}
+	found := map[string]identity{}
+	err := filepath.WalkDir(s.dir, func(path string, e fs.DirEntry, err error) error {
+		hidden := path != s.dir && strings.HasPrefix(filepath.Base(path), ".")
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // it went while we looked
+			return nil
+		case err != nil:
+			return err
+		case hidden && e.IsDir():
+			return fs.SkipDir
+		case hidden:
+			return nil
+		case e.IsDir():
+			return s.watcher.Add(path)
+		case e.Type()&fs.ModeSocket != 0:
+			if info, err := e.Info(); err == nil {
+				found[path] = identityOf(info)
+			}
+		}
+		return nil
+	})
+	return found, err
 }
 
 func identityOf(info fs.FileInfo) identity {

@@ -67,7 +67,9 @@ func New(o Options) *Driver { return &Driver{Options: o, usage: map[string]int64
 func (d *Driver) Socket() string { return filepath.Join(d.Dir, "csi.sock") }
 
 // RegistrationSocket is where it is found.
-func (d *Driver) RegistrationSocket() string { return filepath.Join(d.Registry, d.Name+d.Suffix+"-reg.sock") }
+func (d *Driver) RegistrationSocket() string {
+	return filepath.Join(d.Registry, d.Name+d.Suffix+"-reg.sock")
+}
 
 // Start serves, and registers.
 func (d *Driver) Start() error {
