@@ -48,6 +48,8 @@ type Objects interface {
 type Node interface {
 	// WaitRegistered returns the Node once the API server has it.
 	WaitRegistered(ctx context.Context) (*v1.Node, error)
+	// WaitReplaced waits until the API server has another Node than the one of this UID.
+	WaitReplaced(ctx context.Context, uid types.UID) error
 	// WaitAttached waits until the API server has been told that the volume is in use here, and says that it is attached.
 	WaitAttached(ctx context.Context, volume v1.UniqueVolumeName) error
 }
@@ -117,9 +119,11 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer m.work.Wait()
 	m.work.Go(func() { m.careForAll(ctx) })
 	if m.cfg.Client != nil {
-		if err := m.keepCSINode(ctx); err != nil {
+		n, err := m.makeCSINode(ctx)
+		if err != nil {
 			return nil // ctx ended first
 		}
+		m.work.Go(func() { m.followNode(ctx, n) })
 	}
 	return m.followSockets(ctx)
 }

@@ -162,7 +162,23 @@ func (s *stand) wake(uid types.UID) {
 
 // WaitRegistered is the Node's.
 func (s *stand) WaitRegistered(context.Context) (*v1.Node, error) {
-	return s.server.Objects("nodes")[0].(*v1.Node), nil
+	return s.node(), nil
+}
+
+// WaitReplaced is the Node's.
+func (s *stand) WaitReplaced(ctx context.Context, uid types.UID) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if s.node().UID != uid {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // WaitAttached is the Node's.

@@ -23,8 +23,9 @@ const idsAnnotation = "csi.volume.kubernetes.io/nodeid"
 // apiTime is how long the API server may take for what one driver needs.
 const apiTime = 30 * time.Second
 
-// keepCSINode makes the CSINode of this node, without which the scheduler knows no limit for its volumes. The error is ctx's.
-func (m *Manager) keepCSINode(ctx context.Context) error {
+// makeCSINode makes the CSINode of this node, without which the scheduler knows no limit for its volumes, and returns the
+// Node. The error is ctx's.
+func (m *Manager) makeCSINode(ctx context.Context) (*v1.Node, error) {
 	wait := firstAttempt
 	for {
 		n, err := m.cfg.Node.WaitRegistered(ctx)
@@ -34,7 +35,7 @@ func (m *Manager) keepCSINode(ctx context.Context) error {
 			m.nodeMu.Unlock()
 		}
 		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
+			return n, ctx.Err()
 		}
 		m.log.Warn("CSINode not made, it is tried again", "err", err)
 		select {
@@ -42,6 +43,24 @@ func (m *Manager) keepCSINode(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, 10*time.Second)
+	}
+}
+
+// followNode puts all drivers on the CSINode of a Node that takes the place of the one that was deleted, which took its CSINode
+// with it.
+func (m *Manager) followNode(ctx context.Context, n *v1.Node) {
+	for m.cfg.Node.WaitReplaced(ctx, n.UID) == nil {
+		var err error
+		if n, err = m.makeCSINode(ctx); err != nil {
+			return
+		}
+		m.nodeMu.Lock()
+		for _, d := range m.allDrivers() {
+			if err := m.install(ctx, d); err != nil && ctx.Err() == nil {
+				m.log.Warn("driver is not on the list of the new Node", "driver", d.name, "err", err)
+			}
+		}
+		m.nodeMu.Unlock()
 	}
 }
 

@@ -126,6 +126,19 @@ func (m *Manager) driver(name string) (*driver, error) {
 	return nil, &AbsentError{name}
 }
 
+// allDrivers are those that are used.
+func (m *Manager) allDrivers() []*driver {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []*driver
+	for _, all := range m.drivers {
+		if len(all) > 0 {
+			out = append(out, all[len(all)-1])
+		}
+	}
+	return out
+}
+
 // AbsentError is a driver that has not registered, or is gone.
 type AbsentError struct{ Driver string }
 

@@ -68,6 +68,21 @@ func TestLimit(t *testing.T) {
 	})
 }
 
+// TestNodeReplaced: a Node that was deleted takes its CSINode with it, and the next one has the same drivers.
+func TestNodeReplaced(t *testing.T) {
+	s := start(t)
+	s.run()
+	if err := s.client.CSINodes.All().Delete(t.Context(), "node", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	s.server.Set(&v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "node", UID: "another"}})
+	s.until("the driver is on the new CSINode", func() bool { return len(s.csiNodeDrivers()) == 1 })
+	if owner := s.server.Objects("csinodes")[0].GetOwnerReferences()[0]; owner.UID != "another" {
+		t.Errorf("its owner is %v", owner)
+	}
+	s.until("the driver is on the new Node", func() bool { return s.node().Labels["rack"] == "7" && s.node().Annotations[idsAnnotation] != "" })
+}
+
 // TestKubeletStops leaves the drivers on the CSINode: they run.
 func TestKubeletStops(t *testing.T) {
 	s := start(t)

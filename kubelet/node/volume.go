@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // WaitRegistered returns the Node once the API server has it.
@@ -15,6 +16,11 @@ func (m *Manager) WaitRegistered(ctx context.Context) (*v1.Node, error) {
 		return m.known
 	})
 	return n, err
+}
+
+// WaitReplaced waits until the API server has a Node with another UID: somebody deleted it, and it was registered anew.
+func (m *Manager) WaitReplaced(ctx context.Context, uid types.UID) error {
+	return m.wait(ctx, func() bool { return m.known && m.node.UID != uid })
 }
 
 // WaitAttached waits until the API server has been told that a volume is in use here, after which the control plane does not

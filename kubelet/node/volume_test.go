@@ -37,6 +37,14 @@ func TestWaitAttached(t *testing.T) {
 	if err != nil || n.Name != "n" || n.UID == "" {
 		t.Fatalf("registered: %v, %v", n, err)
 	}
+	if err := m.WaitReplaced(ctx, "another"); err != nil {
+		t.Error(err)
+	}
+	short, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
+	defer cancel()
+	if err := m.WaitReplaced(short, n.UID); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("replaced by itself: %v", err)
+	}
 	ended := make(chan error)
 	go func() { ended <- m.WaitAttached(ctx, "disk") }()
 	attach := func(names ...v1.UniqueVolumeName) {
