@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -513,9 +514,10 @@ func breakStep(t *testing.T, method string, after, killed bool) {
 func TestHungDriver(t *testing.T) {
 	s := start(t, stages)
 	s.driverObject(nil)
-	hang := true
+	var hang atomic.Bool
+	hang.Store(true)
 	s.driver.Fault = func(ctx context.Context, method string, after bool) error {
-		if hang && method == "NodePublishVolume" && after {
+		if hang.Load() && method == "NodePublishVolume" && after {
 			<-ctx.Done()
 			return status.FromContextError(ctx.Err()).Err()
 		}
@@ -535,7 +537,7 @@ func TestHungDriver(t *testing.T) {
 	s.unpublish("a") // the driver may have done it, so it is asked to undo it
 	s.asked("NodeStageVolume", "NodePublishVolume", "NodeUnpublishVolume", "NodeUnstageVolume")
 	s.nothingLeft()
-	hang = false
+	hang.Store(false)
 	s.publish(volumeOf("a", "v"))
 	s.unpublish("a")
 	s.nothingLeft()

@@ -37,7 +37,8 @@ func (m *Manager) register(ctx context.Context, socket string) (*driver, error) 
 	}
 	limited, cancel = context.WithTimeout(ctx, registrarTime)
 	defer cancel()
-	if _, tellErr := registrar.NotifyRegistrationStatus(limited, verdict); tellErr != nil && err == nil {
+	_, tellErr := registrar.NotifyRegistrationStatus(limited, verdict)
+	if tellErr != nil && err == nil && ctx.Err() == nil { // else the caller knows what becomes of it
 		m.deregister(context.WithoutCancel(ctx), d)
 		err = fmt.Errorf("NotifyRegistrationStatus: %w", tellErr)
 	}

@@ -240,9 +240,7 @@ func (m *Manager) tryRegister(ctx context.Context) error {
 		}
 		return err
 	}
-	m.mu.Lock()
-	want := m.node.DeepCopy()
-	m.mu.Unlock()
+	want := m.fresh()
 	made, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 	if err == nil {
 		m.adopt(made)
@@ -263,6 +261,15 @@ func (m *Manager) tryRegister(ctx context.Context) error {
 	}
 	m.adopt(found)
 	return nil
+}
+
+// fresh is the Node as it is registered, with the status as it is now and with nothing of an earlier Node that was deleted.
+func (m *Manager) fresh() *v1.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.initial()
+	n.Status = m.overlay(&v1.NodeStatus{}, &m.node.Status)
+	return n
 }
 
 // reconcile gives a Node that was there before the labels and the annotation that this kubelet answers for.

@@ -142,6 +142,32 @@ func TestRegisterAgain(t *testing.T) {
 	}
 }
 
+// TestDeleted: a Node that somebody deleted is registered anew, with nothing of the old one but what is true.
+func TestDeleted(t *testing.T) {
+	client := connect(t, kubetest.New(t))
+	m := manager(&engine{network: true}, client, nil)
+	m.refresh(t.Context())
+	if err := m.tryRegister(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	nodes := client.Nodes.All()
+	old, _ := nodes.Get(t.Context(), "n", metav1.GetOptions{})
+	old.Labels["mine"] = "1"
+	old.Status.VolumesAttached = []v1.AttachedVolume{{Name: "disk"}}
+	m.take(old)
+	if err := nodes.Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	m.send(t.Context())
+	n, err := nodes.Get(t.Context(), "n", metav1.GetOptions{})
+	if err != nil || n.UID == old.UID || n.Labels["mine"] != "" || n.Labels[v1.LabelHostname] != "n" || len(n.Status.VolumesAttached) > 0 || len(n.Status.Conditions) != 4 {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if m.Registered().UID != n.UID {
+		t.Error("it is the old one, to this kubelet")
+	}
+}
+
 // TestSend: a status is sent when it changed, with others' conditions kept, and not when only the time went on.
 func TestSend(t *testing.T) {
 	server := kubetest.New(t)

@@ -103,6 +103,9 @@ func (s *Server) createLocked(resource schema.GroupResource, namespace string, b
 	if s.objects[resource.Resource][nameOf(o)] != nil {
 		return nil, apierrors.NewAlreadyExists(resource, o.GetName())
 	}
+	if o.GetResourceVersion() != "" {
+		return nil, apierrors.NewBadRequest("resourceVersion should not be set on objects to be created")
+	}
 	o.SetUID(types.UID(fmt.Sprintf("uid-%d", s.version)))
 	if s.faults.OnCreate != nil {
 		s.faults.OnCreate(o)
