@@ -504,6 +504,32 @@ func TestCSIKubeletKilled(t *testing.T) {
 	unstaged(s, d, stage)
 }
 
+// TestCSINodeDeleted: a Node that was deleted comes back, and has its drivers.
+func TestCSINodeDeleted(t *testing.T) {
+	if os.Getenv("ORLOP_KUBELET") == "real" {
+		t.Skip("the real kubelet registers its Node when it starts, and then never again")
+	}
+	s := alone(t)
+	d := startDriver(s, storagev1.CSIDriverSpec{})
+	nodes := control.Client.CoreV1().Nodes()
+	before, err := nodes.Get(s.Context(), nodeName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl("delete", "node", nodeName)
+	s.eventually("another Node", func() error {
+		now, err := nodes.Get(s.Context(), nodeName, metav1.GetOptions{})
+		if err == nil && now.UID == before.UID {
+			return fmt.Errorf("it is the one that was deleted")
+		}
+		return err
+	})
+	if err := waitReady(s.Context()); err != nil {
+		t.Error(err)
+	}
+	s.eventually("the driver on the new CSINode", func() error { return listed(s, d.Name) })
+}
+
 // otherKubelet is the shim where the real kubelet is tested, and the other way round.
 func otherKubelet(t *testing.T) *subject {
 	t.Helper()
