@@ -73,8 +73,8 @@ var verdicts = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "DNAT", "MARK", "M
 func (r ruleset) linked(table string) error {
 	for chain, rules := range r[table] {
 		for _, rule := range rules {
-			_, target, _ := strings.Cut(rule, "-j ")
-			target, _, _ = strings.Cut(target, " ")
+			words := splitRule(rule)
+			target := words[slices.Index(words, "-j")+1] // the first word where there is none, which is no chain
 			if _, known := r[table][target]; !known && !slices.Contains(verdicts, target) {
 				return fmt.Errorf("chain %s leads to %q, which is not there", chain, target)
 			}

@@ -53,7 +53,7 @@ func ParseService(in *corev1.Service) (*Service, error) {
 		ExternalIPs:     p.addrs("spec.externalIPs", in.Spec.ExternalIPs),
 		LoadBalancerIPs: p.addrs("status.loadBalancer.ingress", vips(in.Status.LoadBalancer.Ingress)),
 		SourceRanges:    p.ranges(in.Spec.LoadBalancerSourceRanges),
-		Affinity:        affinity(in),
+		Affinity:        p.affinity(in),
 		InternalLocal:   in.Spec.InternalTrafficPolicy != nil && *in.Spec.InternalTrafficPolicy == corev1.ServiceInternalTrafficPolicyLocal,
 	}
 	out.ExternalLocal = reachedFromOutside(in) && in.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
@@ -61,7 +61,13 @@ func ParseService(in *corev1.Service) (*Service, error) {
 		out.HealthCheckNodePort = p.optionalPort("spec.healthCheckNodePort", in.Spec.HealthCheckNodePort)
 	}
 	for i, port := range in.Spec.Ports {
-		if parsed, ok := p.port(fmt.Sprintf("spec.ports[%d]", i), port); ok {
+		field := fmt.Sprintf("spec.ports[%d]", i)
+		parsed, ok := p.port(field, port)
+		switch same := func(have ServicePort) bool { return have.Name == parsed.Name && have.Protocol == parsed.Protocol }; {
+		case !ok:
+		case slices.ContainsFunc(out.Ports, same):
+			p.refuse(field+".name", port.Name, "is a second port's of this name and protocol")
+		default:
 			out.Ports = append(out.Ports, parsed)
 		}
 	}
@@ -77,14 +83,23 @@ func reachedFromOutside(in *corev1.Service) bool {
 		in.Spec.Type == corev1.ServiceTypeClusterIP && len(in.Spec.ExternalIPs) > 0
 }
 
-func affinity(in *corev1.Service) time.Duration {
+// maxAffinity is that of the Service API, too.
+const maxAffinity = 24 * time.Hour
+
+func (p *parser) affinity(in *corev1.Service) time.Duration {
 	if in.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
 		return 0
 	}
-	if c := in.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && c.ClientIP.TimeoutSeconds != nil && *c.ClientIP.TimeoutSeconds > 0 {
-		return time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+	c := in.Spec.SessionAffinityConfig
+	if c == nil || c.ClientIP == nil || c.ClientIP.TimeoutSeconds == nil {
+		return defaultAffinity
 	}
-	return defaultAffinity
+	d := time.Duration(*c.ClientIP.TimeoutSeconds) * time.Second
+	if d <= 0 || d > maxAffinity {
+		p.refuse("spec.sessionAffinityConfig.clientIP.timeoutSeconds", *c.ClientIP.TimeoutSeconds, "is not within 1 to 86400")
+		return defaultAffinity
+	}
+	return d
 }
 
 // vips are the addresses that are delivered as they are (KEP-1860): with mode Proxy the load balancer sends to node

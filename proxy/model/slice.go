@@ -108,8 +108,8 @@ func (p *parser) sliceEndpoint(field string, family Family, in *discoveryv1.Endp
 	case FamilyOf(addr) != family:
 		p.refuse(field, in.Addresses[0], "is not an "+family.String()+" address")
 		return SliceEndpoint{}, false
-	case !usable(addr):
-		p.refuse(field, in.Addresses[0], "is unspecified, loopback or multicast")
+	case !usable(addr) || addr.IsLinkLocalUnicast(): // whoever may write slices could reach the node's own servers, or a cloud's
+		p.refuse(field, in.Addresses[0], "is unspecified, loopback, link-local or multicast")
 		return SliceEndpoint{}, false
 	}
 	out := SliceEndpoint{

@@ -21,6 +21,7 @@ type Cluster struct {
 	Net      model.Network
 	Services map[model.Name]*model.Service
 	Slices   map[model.Name]*model.Slice
+	hostile  bool
 }
 
 // Where packets may be from, by family.
@@ -139,6 +140,9 @@ func (c *Cluster) slice(service model.Name) *model.Slice {
 
 // Targets are all addresses and ports that a Service may have.
 func (c *Cluster) Targets(family int) []netip.AddrPort {
+	if c.hostile {
+		return c.frontends(family)
+	}
 	var out []netip.AddrPort
 	for _, port := range []uint16{80, 81, 82} {
 		for n := 1; n <= 61; n++ {

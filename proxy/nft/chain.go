@@ -1,8 +1,11 @@
 package nft
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -139,9 +142,19 @@ func (d *described) balanceChain(set model.Set, nodePort bool, n int) chain {
 	}
 }
 
-// portName is a port's name as part of a chain's or set's name, which may hold letters, digits and these: / - . _
+// plainName is what may be part of the name of a chain or set, which the kernel lets have 255 bytes: with the longest
+// names that an API server takes, those of all kinds fit.
+var plainName = regexp.MustCompile(`^[A-Za-z0-9/._-]{1,196}$`)
+
+// portName is a port's name as part of a chain's or set's name. A directory of Services may have names that no API server
+// would have taken: these become a hash.
 func portName(key model.PortKey) string {
-	return key.Service.String() + "/" + key.Protocol.String() + "/" + key.Port
+	name := key.Service.String() + "/" + key.Protocol.String() + "/" + key.Port
+	if !plainName.MatchString(name) {
+		sum := sha256.Sum256([]byte(name))
+		return hex.EncodeToString(sum[:16])
+	}
+	return name
 }
 
 func affinityName(key model.PortKey, endpoint netip.AddrPort) string {
