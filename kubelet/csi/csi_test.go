@@ -593,7 +593,7 @@ func TestDriverDies(t *testing.T) {
 func TestReadWriteOncePod(t *testing.T) {
 	s := start(t, stages, csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER)
 	s.driverObject(nil)
-	s.run()
+	stop := s.run()
 	a, b := volumeOf("a", "v"), volumeOf("b", "v")
 	a.PV.Spec.AccessModes = []v1.PersistentVolumeAccessMode{v1.ReadWriteOncePod}
 	b.PV = a.PV
@@ -604,6 +604,14 @@ func TestReadWriteOncePod(t *testing.T) {
 	if _, err := s.Publish(t.Context(), b); err == nil || !strings.Contains(err.Error(), "already in use by another pod") {
 		t.Errorf("a second pod has it: %v", err)
 	}
+	if err := mount.UnmountBelow(s.cfg.Root); err != nil { // as a reboot does
+		t.Fatal(err)
+	}
+	stop()
+	s.driver.Stop()
+	s.restart(s.cfg.Root)
+	s.run()
+	s.publish(a) // who had it before, though the other one wants it
 	s.unpublish("a")
 	s.publish(b)
 	s.unpublish("b")

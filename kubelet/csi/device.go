@@ -141,7 +141,7 @@ func (m *Manager) recordDevice(r *request, link string) error {
 	return nil
 }
 
-// deviceUsers adds the pods that have a link to a device.
+// deviceUsers adds the pods that have a link to a device, as users has them.
 func (m *Manager) deviceUsers(v volumeID, to map[types.UID]bool) error {
 	links, err := filepath.Glob(filepath.Join(m.podDevices("*"), "*"))
 	if err != nil {
@@ -156,7 +156,7 @@ func (m *Manager) deviceUsers(v volumeID, to map[types.UID]bool) error {
 			return err
 		}
 		if r.id() == v {
-			to[podOf(link)] = true
+			to[podOf(link)] = isDevice(link)
 		}
 	}
 	return nil

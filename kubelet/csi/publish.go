@@ -215,8 +215,8 @@ func (m *Manager) alone(r *request) error {
 	if err != nil {
 		return err
 	}
-	for uid := range users {
-		if uid != r.Pod.UID {
+	for uid, has := range users {
+		if has && uid != r.Pod.UID {
 			return fmt.Errorf("volume uses the ReadWriteOncePod access mode and is already in use by another pod, %s", uid)
 		}
 	}

@@ -164,7 +164,7 @@ func (m *Manager) eachRecord(visit func(dir string, r record)) error {
 	return nil
 }
 
-// users are the pods that have a record of a volume.
+// users are the pods that have a record of a volume: true for those that may have the volume, false for those that want it.
 func (m *Manager) users(v volumeID) (map[types.UID]bool, error) {
 	out := map[types.UID]bool{}
 	files, err := filepath.Glob(filepath.Join(m.cfg.Root, "pods", "*", "volumes", pluginName, "*", recordName))
@@ -181,7 +181,7 @@ func (m *Manager) users(v volumeID) (map[types.UID]bool, error) {
 			return nil, err // it may be of this volume
 		}
 		if r.id() == v {
-			out[podOf(dir)] = true
+			out[podOf(dir)] = r.State != wanted
 		}
 	}
 	return out, m.deviceUsers(v, out)
