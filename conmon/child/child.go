@@ -63,7 +63,8 @@ func OpenFD(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
-// Ended waits until the process of a pidfd has ended; os.ErrClosed if the file is closed meanwhile.
+// Ended waits until the process of a pidfd has ended; os.ErrClosed if the file is closed meanwhile, and
+// os.ErrDeadlineExceeded if that of the file has passed.
 func Ended(pidfd *os.File) error {
 	raw, err := pidfd.SyscallConn()
 	if err != nil {

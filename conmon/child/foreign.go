@@ -1,6 +1,7 @@
 package child
 
 import (
+	"fmt"
 	"os"
 	"runtime"
 	"strconv"
@@ -45,8 +46,8 @@ func (f Foreign) close() {
 
 // Watch calls ended with the index of each process when it has ended, and returns after the last one. It closes them.
 //
-// On kernels before 6.15 it races for the zombie against the parent that reaps it, so it has a thread of its own that
-// the kernel prefers, and does nothing slow on it; ended should not either.
+// Where a pidfd does not keep the status (see KeepsExit) it races for the zombie against the parent that reaps it, so it
+// has a thread of its own that the kernel prefers, and does nothing slow on it; ended should not either.
 func Watch(all []Foreign, ended func(i int, exit conmon.Exit)) error {
 	runtime.LockOSThread() // and never unlocked: the thread ends with its priority
 	preferThread()
@@ -80,7 +81,7 @@ func preferThread() {
 }
 
 // exit is that of a process that has ended: a zombie tells it until it is reaped, and since Linux 6.15 the pidfd from
-// then on (ioctl_pidfd(2), PIDFD_INFO_EXIT). If both fail, it is unknown.
+// then on (ioctl_pidfd(2), PIDFD_INFO_EXIT). If both fail, it is unknown, and [Events] may tell it.
 func (f Foreign) exit() conmon.Exit {
 	if ws, ok := f.zombieStatus(); ok {
 		return conmon.DecodeWaitStatus(ws)
@@ -103,6 +104,17 @@ func (f Foreign) zombieStatus() (unix.WaitStatus, bool) {
 	}
 	code, err := strconv.Atoi(fields[49]) // field 52 of proc_pid_stat(5)
 	return unix.WaitStatus(uint32(code)), err == nil
+}
+
+// KeepsExit tells whether a pidfd tells the status of a process that its parent has reaped.
+func KeepsExit() bool {
+	var u unix.Utsname
+	var major, minor int
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	_, err := fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return err == nil && (major > 6 || major == 6 && minor >= 15)
 }
 
 // pidfdInfo is struct pidfd_info of <linux/pidfd.h> in its first version.

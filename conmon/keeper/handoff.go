@@ -99,41 +99,11 @@ func (k *keeper) takeOver(h *Handoff) error {
 		}
 		k.held[id] = held
 	}
+	if socket := k.held[Node].files[FileEvents]; socket != nil {
+		k.readEvents(child.Events{Socket: socket})
+	}
 	k.watchForeign()
 	return nil
-}
-
-// watchForeign waits for containers that had fallen to the keeper which is gone now, and so to a process above us.
-func (k *keeper) watchForeign() {
-	var ids []string
-	var processes []child.Foreign
-	for id, c := range k.held {
-		pidfd := c.files["pidfd"]
-		if c.pid == 0 || pidfd == nil {
-			continue
-		}
-		if parent, err := child.Parent(c.pid); err == nil && parent == os.Getpid() {
-			continue
-		}
-		f, err := child.OpenForeign(pidfd, c.pid)
-		if err != nil {
-			k.log.Error("container can't be watched", "container", id, "err", err)
-			continue
-		}
-		ids, processes = append(ids, id), append(processes, f)
-	}
-	go func() {
-		err := child.Watch(processes, func(i int, exit conmon.Exit) { go k.foreignEnded(ids[i], exit) })
-		if err != nil {
-			k.log.Error("containers can't be watched", "containers", ids, "err", err)
-		}
-	}()
-}
-
-func (k *keeper) foreignEnded(id string, exit conmon.Exit) {
-	if err := k.ended(id, exit); err != nil {
-		k.log.Error("exit is not recorded", "container", id, "err", err)
-	}
 }
 
 func inherit(fd int, yes bool) error {

@@ -34,8 +34,14 @@ type Config struct {
 	ExitDir string // exit records
 }
 
-// Node is the ID under which the worker has descriptors held that belong to no container.
+// Node is the ID under which descriptors are held that belong to no container.
 const Node = ""
+
+// Names of those descriptors.
+const (
+	FileJournal = "journal" // the worker's
+	FileEvents  = "events"  // see follow; the worker only keeps it open
+)
 
 // keeper guards its fields by mu; it is never held while anything is waited for.
 type keeper struct {
@@ -51,6 +57,9 @@ type keeper struct {
 	link     *wire.Peer    // to the worker
 	quitting bool
 	reaped   chan struct{} // closed when the worker has been reaped
+
+	// Held before mu, for the whole of what they name: who was second finds it done when it has the lock.
+	reaping, recording sync.Mutex
 }
 
 // holding is what is held for one container.
@@ -144,6 +153,7 @@ func (k *keeper) runWorker(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	k.follow()
 	link := wire.NewPeer(ctx, ours, k.handle, func(string) bool { return true })
 	defer link.Close()
 	reaped := make(chan struct{})
@@ -186,11 +196,7 @@ func (k *keeper) hold(m *wire.Message) error {
 		return fmt.Errorf("hold %s: %d names for %d descriptors", h.ID, len(h.Names), len(m.Files))
 	}
 	k.mu.Lock()
-	c := k.held[h.ID]
-	if c == nil {
-		c = &holding{files: map[string]*os.File{}}
-		k.held[h.ID] = c
-	}
+	c := k.holdingLocked(h.ID)
 	for i, name := range h.Names {
 		if old := c.files[name]; old != nil {
 			old.Close()
@@ -210,6 +216,15 @@ func (k *keeper) hold(m *wire.Message) error {
 		return k.ended(h.ID, *early)
 	}
 	return nil
+}
+
+func (k *keeper) holdingLocked(id string) *holding {
+	c := k.held[id]
+	if c == nil {
+		c = &holding{files: map[string]*os.File{}}
+		k.held[id] = c
+	}
+	return c
 }
 
 func (k *keeper) drop(m *wire.Message) error {
@@ -286,6 +301,8 @@ func (k *keeper) quit() error {
 
 // reap writes down how children ended, and only then lets them go.
 func (k *keeper) reap() {
+	k.reaping.Lock()
+	defer k.reaping.Unlock()
 	for {
 		pid, exit, err := child.Peek()
 		if err != nil || pid == 0 {
@@ -334,6 +351,8 @@ func (k *keeper) strayLocked(pid int, exit conmon.Exit) {
 
 // ended records a container's exit and tells the worker, which tells the daemon.
 func (k *keeper) ended(id string, exit conmon.Exit) error {
+	k.recording.Lock()
+	defer k.recording.Unlock()
 	k.mu.Lock()
 	c := k.held[id]
 	if c == nil || c.ended {

@@ -34,6 +34,7 @@ func (w *Worker) recover(ctx context.Context) error {
 	if err := w.openJournal(held[keeper.Node]); err != nil {
 		return err
 	}
+	w.events = held[keeper.Node].files[keeper.FileEvents]
 	delete(held, keeper.Node)
 	records, err := w.loadRecords()
 	if err != nil {
@@ -90,14 +91,14 @@ func (t taken) close() {
 }
 
 func (w *Worker) openJournal(t taken) (err error) {
-	if f := t.files["journal"]; f != nil {
+	if f := t.files[keeper.FileJournal]; f != nil {
 		w.journal, err = logfile.OpenJournal(f)
 		return err
 	}
 	if w.journal, err = logfile.NewJournal(); err != nil {
 		return err
 	}
-	return w.link.Notify(keeper.MethodHold, keeper.Hold{ID: keeper.Node, Names: []string{"journal"}}, w.journal.File())
+	return w.link.Notify(keeper.MethodHold, keeper.Hold{ID: keeper.Node, Names: []string{keeper.FileJournal}}, w.journal.File())
 }
 
 func (w *Worker) loadRecords() ([]*record, error) {

@@ -32,6 +32,7 @@ type Worker struct {
 	journal *logfile.Journal
 
 	listener, lock *os.File
+	events         *os.File // held open for the next keeper; may be nil
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -148,11 +149,16 @@ func (w *Worker) become() error {
 	if h.Lock, err = fileNumber(w.lock); err != nil {
 		return err
 	}
-	journal, err := fileNumber(w.journal.File())
-	if err != nil {
+	node := keeper.Held{Files: map[string]int{}}
+	if node.Files[keeper.FileJournal], err = fileNumber(w.journal.File()); err != nil {
 		return err
 	}
-	h.Held[keeper.Node] = keeper.Held{Files: map[string]int{"journal": journal}}
+	if w.events != nil {
+		if node.Files[keeper.FileEvents], err = fileNumber(w.events); err != nil {
+			return err
+		}
+	}
+	h.Held[keeper.Node] = node
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, c := range w.containers {

@@ -16,7 +16,6 @@ import (
 
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/daemon"
-	"github.com/orlop/orlop/test/kernel"
 )
 
 // number is an environment variable that changes how hard a test tries.
@@ -83,7 +82,7 @@ func TestKillsUnderLoad(t *testing.T) {
 	}
 	for _, w := range writers {
 		st := w.WaitExit(t)
-		if st.ExitCode != 0 && !missed(t, st) {
+		if st.ExitCode != 0 {
 			t.Errorf("writer: exit code %d, %s", st.ExitCode, st.Reason)
 		}
 		sequence(t, criclient.Lines(w.Log(t), "stdout"), total, size, s.kills)
@@ -92,21 +91,11 @@ func TestKillsUnderLoad(t *testing.T) {
 		t.Errorf("only %d containers came and went; the load was too small", len(s.ended))
 	}
 	for _, e := range s.ended {
-		if st := e.ctr.WaitExit(t); (st.ExitCode != e.code || st.FinishedAt == 0) && !missed(t, st) {
+		if st := e.ctr.WaitExit(t); st.ExitCode != e.code || st.FinishedAt == 0 {
 			t.Errorf("container %s: exit code %d, finished at %d; want %d", e.ctr.ID, st.ExitCode, st.FinishedAt, e.code)
 		}
 	}
 	t.Logf("%d containers came and went", len(s.ended))
-}
-
-// missed tells whether this is an exit that an older kernel does not tell: that of a container whose worker and then
-// whose keeper were killed, which falls to a process that is not ours. Since Linux 6.15 its pidfd keeps the status.
-func missed(t *testing.T, st *cri.ContainerStatus) bool {
-	if kernel.Has(kernel.Version(6, 15)) || st.ExitCode != 255 || st.Reason != "ContainerStatusUnknown" {
-		return false
-	}
-	t.Logf("container %s: its exit was missed, as it may be before Linux 6.15", st.Id)
-	return true
 }
 
 // kill waits a random moment, kills, and starts the daemon again if it was that.
