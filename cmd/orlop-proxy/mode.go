@@ -10,6 +10,7 @@ import (
 	"github.com/orlop/orlop/proxy/iptables"
 	"github.com/orlop/orlop/proxy/ipvs"
 	"github.com/orlop/orlop/proxy/nft"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 func newBackend(s settings) (proxy.Backend, error) {
@@ -37,16 +38,18 @@ func ipvsSettings(c *config.Config) ipvs.Settings {
 	return out
 }
 
-// cleanups remove what a mode made.
-var cleanups = map[string]func() error{config.NFTables: nft.Cleanup, config.IPTables: iptables.Cleanup, config.IPVS: ipvs.Cleanup}
-
-// cleanup removes the rules of all modes but one.
+// cleanup removes what all modes but one made. Rules of the modes that use iptables have names in common, and each of the
+// two modes removes those of the other one when it sets its own; that of IPVS comes first, as its rules hold its sets.
 func cleanup(but string) error {
 	var errs []error
-	for mode, clean := range cleanups {
-		if mode != but {
-			errs = append(errs, clean())
-		}
+	if but != config.IPVS {
+		errs = append(errs, ipvs.Cleanup())
+	}
+	if but != config.IPVS && but != config.IPTables {
+		errs = append(errs, xtables.Cleanup())
+	}
+	if but != config.NFTables {
+		errs = append(errs, nft.Cleanup())
 	}
 	return errors.Join(errs...)
 }

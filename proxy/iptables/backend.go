@@ -16,73 +16,32 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"time"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // Backend is a proxy.Backend.
 type Backend struct {
-	log      *slog.Logger
-	programs map[model.Family]*program
-	tables   map[model.Family]*tables
-	watch    *watch
+	log    *slog.Logger
+	kernel *xtables.Handle
+	tables map[model.Family]*tables
 }
-
-// askTimeout is for questions to the programs.
-const askTimeout = 30 * time.Second
 
 // New is a backend in the network namespace of the process. Nothing is changed before Replace.
-func New(log *slog.Logger) (*Backend, error) { return open(log, usualPace) }
+func New(log *slog.Logger) (*Backend, error) { return open(log, xtables.UsualPace) }
 
-func open(log *slog.Logger, pace pace) (*Backend, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
-	defer cancel()
-	b := &Backend{log: log, programs: map[model.Family]*program{}, tables: map[model.Family]*tables{}}
-	nft := false
-	for _, f := range families {
-		p, err := findProgram(ctx, f)
-		if err != nil {
-			return nil, err
-		}
-		b.programs[f.Family] = p
-		nft = nft || p.nft
-		b.warnOfOther(ctx, p)
+func open(log *slog.Logger, pace xtables.Pace) (*Backend, error) {
+	kernel, err := xtables.Open(log, hooks(), pace)
+	if err != nil {
+		return nil, err
 	}
-	var err error
-	if b.watch, err = newWatch(log, nft, pace); err != nil {
-		return nil, fmt.Errorf("iptables: watch: %w", err)
-	}
-	for _, p := range b.programs {
-		p.began = b.watch.ignore
-	}
-	return b, nil
-}
-
-// warnOfOther tells if the kernel has a kube-proxy's rules of the other kind: packets would meet both. The program for
-// legacy rules is not asked where there are no legacy tables, since it would make them.
-func (b *Backend) warnOfOther(ctx context.Context, p *program) {
-	if p.nft && !hasLegacyTables(p.family) {
-		return
-	}
-	if _, err := run(ctx, p.variant(true), "-t", nat, "-S", services); err == nil {
-		b.log.Warn("a kube-proxy left rules of the other kind, which packets meet too; remove them",
-			"ours", p.variant(false), "other", p.variant(true))
-	}
-}
-
-func hasLegacyTables(f *family) bool {
-	file := "/proc/net/ip_tables_names"
-	if f.Family == model.IPv6 {
-		file = "/proc/net/ip6_tables_names"
-	}
-	names, err := os.ReadFile(file)
-	return err == nil && bytes.Contains(names, []byte(nat))
+	return &Backend{log: log, kernel: kernel, tables: map[model.Family]*tables{}}, nil
 }
 
 // Replace is of proxy.Backend.
 func (b *Backend) Replace(ctx context.Context, rules model.Rules) error {
-	if err := checkNetwork(&rules.Network); err != nil {
+	if err := xtables.CheckNetwork(&rules.Network); err != nil {
 		return fmt.Errorf("iptables: %w", err)
 	}
 	if err := routeLocalnet(&rules.Network); err != nil {
@@ -90,14 +49,14 @@ func (b *Backend) Replace(ctx context.Context, rules model.Rules) error {
 	}
 	b.tables = map[model.Family]*tables{}
 	var errs []error
-	for family, p := range b.programs {
+	for family, p := range b.kernel.Programs {
 		if slices.Contains(rules.Network.Families, family) {
 			errs = append(errs, b.replace(ctx, p, &rules))
 		} else if _, err := os.Stat("/proc/net/if_inet6"); family == model.IPv4 || err == nil {
-			errs = append(errs, p.cleanup(ctx))
+			errs = append(errs, p.Cleanup(ctx))
 		}
 	}
-	errs = append(errs, b.watch.settled(b.programs))
+	errs = append(errs, b.kernel.Settled())
 	return errors.Join(errs...)
 }
 
@@ -115,22 +74,23 @@ func routeLocalnet(n *model.Network) error {
 }
 
 // replace sets all rules of a family.
-func (b *Backend) replace(ctx context.Context, p *program, rules *model.Rules) error {
-	t, c, err := fresh(p.family, rules)
+func (b *Backend) replace(ctx context.Context, p *xtables.Program, rules *model.Rules) error {
+	t, c, err := fresh(families[p.Family], rules)
 	if err != nil {
 		return err
 	}
-	have, err := p.existing(ctx)
+	have, err := p.Existing(ctx)
 	if err != nil {
 		return err
 	}
-	for _, sections := range replacement(t, c, have, p.chunk()) {
-		if err := p.sections(ctx, sections...); err != nil {
+	for _, sections := range replacement(t, c, have, p.ChainsAtOnce()) {
+		if err := p.Set(ctx, sections...); err != nil {
 			return err
 		}
 	}
-	b.tables[p.family.Family] = t
-	if err := p.drop(ctx, have.stale(t, c)); err != nil {
+	b.tables[p.Family] = t
+	keep := func(id xtables.ChainID) bool { return c.chains[id.Name] != nil || t.shared[id] != nil }
+	if err := p.Drop(ctx, have.Stale(keep)); err != nil {
 		b.log.Warn("chains without use are still there", "err", err)
 	}
 	return nil
@@ -153,15 +113,15 @@ func (b *Backend) Apply(ctx context.Context, changes []model.Change) error {
 		}
 	}
 	for _, family := range slices.Sorted(maps.Keys(byFamily)) {
-		if err := b.programs[family].restore(ctx, b.tables[family].apply(byFamily[family])); err != nil {
+		if err := b.kernel.Programs[family].Restore(ctx, b.tables[family].apply(byFamily[family])); err != nil {
 			return err
 		}
 	}
-	return b.watch.settled(b.programs)
+	return b.kernel.Settled()
 }
 
 // Tampered is of proxy.Backend.
-func (b *Backend) Tampered() <-chan struct{} { return b.watch.tampered }
+func (b *Backend) Tampered() <-chan struct{} { return b.kernel.Tampered() }
 
 // Close is of proxy.Backend.
-func (b *Backend) Close() error { return b.watch.close() }
+func (b *Backend) Close() error { return b.kernel.Close() }

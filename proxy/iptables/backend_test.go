@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/proxy/xtables"
 	"github.com/orlop/orlop/test/kernel"
 )
 
@@ -57,7 +57,7 @@ func use(t testing.TB, kind string) {
 func newBackend(t testing.TB) *Backend {
 	t.Helper()
 	kernel.Require(t, kernel.Root, kernel.Command("iptables-restore"), kernel.Command("ip6tables-restore"))
-	b, err := open(slog.New(slog.DiscardHandler), pace{poll: 20 * time.Millisecond})
+	b, err := open(slog.New(slog.DiscardHandler), xtables.Pace{Poll: 20 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func newBackend(t testing.TB) *Backend {
 		if err := b.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := Cleanup(); err != nil {
+		if err := xtables.Cleanup(); err != nil {
 			t.Error(err)
 		}
 		for family, lines := range saved(t) {
@@ -87,13 +87,13 @@ func saved(t testing.TB) map[model.Family][]string {
 	t.Helper()
 	out := map[model.Family][]string{}
 	for family, program := range families {
-		text, err := run(context.Background(), program.program+"-save")
+		text, err := exec.Command(program.program + "-save").Output()
 		if err != nil {
 			t.Fatal(err)
 		}
 		lines := map[string][]string{}
 		var table string
-		for _, line := range text {
+		for _, line := range strings.Split(string(text), "\n") {
 			line = counters.ReplaceAllString(strings.TrimSpace(line), "")
 			switch {
 			case strings.HasPrefix(line, "*"):
@@ -111,6 +111,13 @@ func saved(t testing.TB) map[model.Family][]string {
 		slices.Sort(out[family])
 	}
 	return out
+}
+
+func do(command ...string) error {
+	if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", command, err, out)
+	}
+	return nil
 }
 
 func forEachKind(t *testing.T, test func(t *testing.T)) {
@@ -149,7 +156,7 @@ func TestRandomChanges(t *testing.T) {
 			// Also with what was there before, which must not matter.
 			for _, how := range []string{"over the old", "afresh"} {
 				if how == "afresh" {
-					if err := Cleanup(); err != nil {
+					if err := xtables.Cleanup(); err != nil {
 						t.Fatal(err)
 					}
 				}
@@ -179,17 +186,12 @@ func TestTampered(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		do := func(args string) {
-			t.Helper()
-			fields := strings.Fields(args)
-			if _, err := run(t.Context(), fields[0], fields[1:]...); err != nil {
-				t.Fatal(err)
-			}
-		}
 		replace()
 		before := saved(t)
 		for _, others := range []string{"iptables -t nat -A POSTROUTING -s 10.9.0.0/16 -j ACCEPT", "iptables -t nat -D POSTROUTING -s 10.9.0.0/16 -j ACCEPT"} {
-			do(others)
+			if err := do(strings.Fields(others)...); err != nil {
+				t.Fatal(err)
+			}
 			select {
 			case <-b.Tampered():
 				t.Fatalf("%s was told", others)
@@ -197,7 +199,9 @@ func TestTampered(t *testing.T) {
 			}
 		}
 		for _, tamper := range []string{"iptables -t nat -F", "ip6tables -t filter -F", "iptables -t nat -F OUTPUT", "iptables -t filter -F KUBE-FORWARD"} {
-			do(tamper)
+			if err := do(strings.Fields(tamper)...); err != nil {
+				t.Fatal(err)
+			}
 			select {
 			case <-b.Tampered():
 			case <-time.After(5 * time.Second):
@@ -219,22 +223,25 @@ func TestReplaceDropsOthers(t *testing.T) { forEachKind(t, replaceDropsOthers) }
 
 func replaceDropsOthers(t *testing.T) {
 	b := newBackend(t)
-	for _, chain := range []string{"KUBE-SVC-OLD", "KUBE-SEP-OLD", "KUBE-FIREWALL"} {
-		if _, err := run(t.Context(), "iptables", "-t", "nat", "-N", chain); err != nil {
+	for _, command := range []string{
+		"iptables -t nat -N KUBE-SVC-OLD", "iptables -t nat -N KUBE-SEP-OLD", "iptables -t nat -A KUBE-SVC-OLD -j KUBE-SEP-OLD",
+		"iptables -t nat -N KUBE-FIREWALL",
+		// As in mode ipvs:
+		"iptables -t mangle -N KUBE-PROXY-FIREWALL", "iptables -t mangle -A PREROUTING -j KUBE-PROXY-FIREWALL",
+		"iptables -N KUBE-IPVS-FILTER", "iptables -A INPUT -j KUBE-IPVS-FILTER",
+	} {
+		if err := do(strings.Fields(command)...); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if _, err := run(t.Context(), "iptables", "-t", "nat", "-A", "KUBE-SVC-OLD", "-j", "KUBE-SEP-OLD"); err != nil {
-		t.Fatal(err)
 	}
 	if err := b.Replace(t.Context(), modeltest.New(1, modeltest.Network()).Rules()); err != nil {
 		t.Fatal(err)
 	}
 	all := strings.Join(saved(t)[model.IPv4], "\n")
-	if strings.Contains(all, "OLD") || !strings.Contains(all, "KUBE-FIREWALL") {
+	if strings.Contains(all, "OLD") || strings.Contains(all, "IPVS") || strings.Contains(all, "PREROUTING -j KUBE-PROXY") || !strings.Contains(all, "KUBE-FIREWALL") {
 		t.Errorf("left:\n%s", all)
 	}
-	if _, err := run(t.Context(), "iptables", "-t", "nat", "-X", "KUBE-FIREWALL"); err != nil {
+	if err := do("iptables", "-t", "nat", "-X", "KUBE-FIREWALL"); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // balance is the chain that takes an endpoint of a list: the one that a client had before, or any.
@@ -74,7 +75,7 @@ func (d *described) masquerade(set model.Set) ([]string, error) {
 		if known && !pod.Masquerade {
 			out = append(out, d.notPod(to))
 		} else {
-			out = append(out, join(to, "-j", markMasquerade))
+			out = append(out, join(to, "-j", xtables.MarkMasquerade))
 		}
 	}
 	return out, nil
@@ -82,11 +83,11 @@ func (d *described) masquerade(set model.Set) ([]string, error) {
 
 // notPod marks packets that are no pod's.
 func (d *described) notPod(to string) string {
-	matches := d.family.podMatches(d.network.Local)
+	matches := xtables.PodMatches(d.family.Family, d.network.Local)
 	if len(matches) > 1 { // a rule has one source
-		return join(to, "-j", markNotPod)
+		return join(to, "-j", xtables.MarkNotPod)
 	}
-	return join("!", matches[0], to, "-j", markMasquerade)
+	return join("!", matches[0], to, "-j", xtables.MarkMasquerade)
 }
 
 // endpoints have a chain each.
@@ -108,7 +109,7 @@ func (d *described) endpointRules(e model.Endpoint) []string {
 	var out []string
 	text := comment(d.port.Key.String())
 	if e.OnNode {
-		out = append(out, join("-s", host(e.Addr.Addr()), text, "-j", markMasquerade))
+		out = append(out, join("-s", host(e.Addr.Addr()), text, "-j", xtables.MarkMasquerade))
 	}
 	protocol, recent := d.port.Key.Protocol.String(), ""
 	if d.port.Affinity != 0 {

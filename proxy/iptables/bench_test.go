@@ -7,6 +7,7 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // many are Services with two endpoints each, of which one is at the address that second tells.
@@ -54,7 +55,7 @@ func benchmark(b *testing.B, n int) {
 	b.Run("first", func(b *testing.B) {
 		for b.Loop() {
 			b.StopTimer()
-			if err := Cleanup(); err != nil {
+			if err := xtables.Cleanup(); err != nil {
 				b.Fatal(err)
 			}
 			b.StartTimer()

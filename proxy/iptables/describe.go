@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // The tables that rules are in.
@@ -97,11 +98,11 @@ func (d *described) frontend(f model.Frontend) error {
 	if target, some := d.entry(f); some {
 		leaf := ""
 		if f.Kind == model.NodePort {
-			leaf = d.nodePortLeaf(nat, f.Port)
+			leaf = d.nodePortLeaf(xtables.NAT, f.Port)
 		} else {
-			leaf = d.branches(nat, services, f.Addr)
+			leaf = d.branches(xtables.NAT, xtables.Services, f.Addr)
 		}
-		d.share(nat, leaf, join(d.toFrontend(f, kindText[f.Kind]), "-j", target))
+		d.share(xtables.NAT, leaf, join(d.toFrontend(f, kindText[f.Kind]), "-j", target))
 	}
 	action, err := refusal(f)
 	if err != nil {
@@ -154,22 +155,22 @@ func (d *described) refuse(f model.Frontend, action model.Action) error {
 	leaf := ""
 	switch f.Kind {
 	case model.ClusterIP:
-		leaf = d.branches(filter, services, f.Addr)
+		leaf = d.branches(xtables.Filter, xtables.Services, f.Addr)
 	case model.NodePort:
-		leaf = d.nodePortLeaf(filter, f.Port)
+		leaf = d.nodePortLeaf(xtables.Filter, f.Port)
 	case model.LoadBalancer, model.ExternalIP:
-		leaf = d.branches(filter, externalServices, f.Addr)
+		leaf = d.branches(xtables.Filter, xtables.External, f.Addr)
 	default:
 		return fmt.Errorf("a frontend of kind %d is not known", f.Kind)
 	}
-	d.share(filter, leaf, join(d.toFrontend(f, text), target))
+	d.share(xtables.Filter, leaf, join(d.toFrontend(f, text), target))
 	return nil
 }
 
 // fence drops what KUBE-FW-… didn't let through to an endpoint. Where there is none the sources that may come are told
 // so by a later chain.
 func (d *described) fence(f model.Frontend, action model.Action) {
-	leaf := d.branches(filter, firewall, f.Addr)
+	leaf := d.branches(xtables.Filter, xtables.Firewall, f.Addr)
 	to := d.toFrontend(f, "traffic not accepted by "+portChain(sourcesPrefix, d.port.Key))
 	var rules []string
 	if action == model.Reject {
@@ -177,7 +178,7 @@ func (d *described) fence(f model.Frontend, action model.Action) {
 			rules = append(rules, join("-s", source.Masked().String(), to, "-j RETURN"))
 		}
 	}
-	d.share(filter, leaf, append(rules, join(to, "-j DROP"))...)
+	d.share(xtables.Filter, leaf, append(rules, join(to, "-j DROP"))...)
 }
 
 // external is the chain of all frontends but the ClusterIP, which have the same routes.
@@ -209,13 +210,13 @@ func (d *described) routeRules(routes model.Routes) []string {
 			return
 		}
 		if route.Masquerade {
-			out = append(out, join(match, comment("masquerade traffic for "+d.port.Key.String()+" external destinations"), "-j", markMasquerade))
+			out = append(out, join(match, comment("masquerade traffic for "+d.port.Key.String()+" external destinations"), "-j", xtables.MarkMasquerade))
 		}
 		out = append(out, join(match, comment("route traffic for "+d.port.Key.String()+" external destinations"), "-j", setChain(route.Set, d.port.Key)))
 	}
 	pod, node, outside := routes[model.FromPod], routes[model.FromNode], routes[model.FromOutside]
 	if pod != node || pod != outside {
-		for _, match := range d.family.podMatches(d.network.Local) {
+		for _, match := range xtables.PodMatches(d.family.Family, d.network.Local) {
 			add(match, pod)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // played is a backend that tells a ruleset what it would tell iptables-restore.
@@ -24,7 +25,7 @@ var chainsAtOnceHere = map[model.Family]int{model.IPv4: 7, model.IPv6: 1 << 30}
 
 func play(t *testing.T, rules model.Rules) *played {
 	t.Helper()
-	if err := checkNetwork(&rules.Network); err != nil {
+	if err := xtables.CheckNetwork(&rules.Network); err != nil {
 		t.Fatal(err)
 	}
 	out := &played{tables: map[model.Family]*tables{}, rules: map[model.Family]ruleset{}}
@@ -34,10 +35,10 @@ func play(t *testing.T, rules model.Rules) *played {
 			t.Fatal(err)
 		}
 		out.tables[family], out.rules[family] = tables, newRuleset()
-		for _, sections := range replacement(tables, c, &existing{}, chainsAtOnceHere[family]) {
+		for _, sections := range replacement(tables, c, &xtables.Existing{}, chainsAtOnceHere[family]) {
 			var text bytes.Buffer
 			for _, s := range sections {
-				writeSection(&text, s)
+				s.Write(&text)
 			}
 			if err := out.rules[family].restore(text.String()); err != nil {
 				t.Fatalf("%v in\n%s", err, text.String())
@@ -202,7 +203,7 @@ func TestAffinity(t *testing.T) {
 			t.Errorf("a client of %s: %+v, %v", e.Addr, got, err)
 		}
 	}
-	rules := p.rules[model.IPv4][nat]
+	rules := p.rules[model.IPv4][xtables.NAT]
 	if all := fmt.Sprint(rules[setChain(model.Cluster, port.Key)]); strings.Count(all, "--seconds 5401 --reap") != 2 {
 		t.Errorf("no rule forgets clients after the time: %s", all)
 	}
@@ -269,7 +270,7 @@ func TestCheckNetwork(t *testing.T) {
 	} {
 		n := modeltest.Network()
 		change(&n)
-		if err := checkNetwork(&n); err == nil || !strings.Contains(err.Error(), want) {
+		if err := xtables.CheckNetwork(&n); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %s", err, want)
 		}
 	}

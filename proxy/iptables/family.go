@@ -1,9 +1,7 @@
 package iptables
 
 import (
-	"fmt"
 	"net/netip"
-	"regexp"
 
 	"github.com/orlop/orlop/proxy/model"
 )
@@ -40,50 +38,6 @@ func (f *family) lastByte(b byte) string {
 
 // host is an address as a rule has it.
 func host(addr netip.Addr) string { return netip.PrefixFrom(addr, addr.BitLen()).String() }
-
-// interfaceName is what may be in a rule's text; the kernel allows more, such as quotes.
-var interfaceName = regexp.MustCompile(`^[A-Za-z0-9_.:@+-]{1,15}$`)
-
-// checkNetwork tells what can't be said in rules.
-func checkNetwork(n *model.Network) error {
-	for field, name := range map[string]string{"bridge interface": n.Local.Bridge, "interface name prefix": withPlus(n.Local.InterfacePrefix)} {
-		if name != "" && !interfaceName.MatchString(name) {
-			return fmt.Errorf("%s: %q is no name of an interface; give one of up to 15 letters, digits and _.:@-", field, name)
-		}
-	}
-	if n.MasqueradeMark == 0 || n.MasqueradeMark&(n.MasqueradeMark-1) != 0 {
-		return fmt.Errorf("masquerade mark %#x: it must be one bit", n.MasqueradeMark)
-	}
-	for _, f := range n.Families {
-		if families[f] == nil {
-			return fmt.Errorf("family %s is not known", f)
-		}
-	}
-	return nil
-}
-
-// withPlus is how a rule says that a name begins so.
-func withPlus(prefix string) string {
-	if prefix == "" {
-		return ""
-	}
-	return prefix + "+"
-}
-
-// podMatches are the ways to tell that a packet is a pod's: any of them.
-func (f *family) podMatches(local model.LocalDetection) []string {
-	switch {
-	case local.Bridge != "":
-		return []string{"-i " + local.Bridge}
-	case local.InterfacePrefix != "":
-		return []string{"-i " + withPlus(local.InterfacePrefix)}
-	}
-	var out []string
-	for _, prefix := range local.Of(f.Family) {
-		out = append(out, "-s "+prefix.Masked().String())
-	}
-	return out
-}
 
 // nodePortMatches are the ways to tell that a packet is sent to where NodePorts are served: any of them. Those on the
 // loopback address work with IPv4 only, and only if the kernel was told to route it.

@@ -8,22 +8,7 @@ import (
 	"strings"
 
 	"github.com/orlop/orlop/proxy/model"
-)
-
-// The chains that other programs and people look for have the names that kube-proxy gave them.
-const (
-	services         = "KUBE-SERVICES"
-	nodePorts        = "KUBE-NODEPORTS"
-	externalServices = "KUBE-EXTERNAL-SERVICES"
-	firewall         = "KUBE-PROXY-FIREWALL"
-	forward          = "KUBE-FORWARD"
-	postrouting      = "KUBE-POSTROUTING"
-	markMasquerade   = "KUBE-MARK-MASQ"
-	canary           = "KUBE-PROXY-CANARY"
-	// kubeletFirewall is the kubelet's too: both make the same rule.
-	kubeletFirewall = "KUBE-FIREWALL"
-	// markNotPod is of ours alone, and of those who have several ranges of pods in one family.
-	markNotPod = "KUBE-MARK-NOT-POD"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // How the names of the chains of a single port begin, in the order in which they lead to one another.
@@ -81,42 +66,9 @@ const portsInLeaf = 64
 func (d *described) nodePortLeaf(table string, port uint16) string {
 	first := int(port) / portsInLeaf * portsInLeaf
 	protocol := d.port.Key.Protocol.String()
-	leaf := fmt.Sprintf("%s-%s-%d", nodePorts, strings.ToUpper(protocol), first)
-	d.share(table, nodePorts, fmt.Sprintf("-p %s -m %s --dport %d:%d -j %s", protocol, protocol, first, first+portsInLeaf-1, leaf))
+	leaf := fmt.Sprintf("%s-%s-%d", xtables.NodePorts, strings.ToUpper(protocol), first)
+	d.share(table, xtables.NodePorts, fmt.Sprintf("-p %s -m %s --dport %d:%d -j %s", protocol, protocol, first, first+portsInLeaf-1, leaf))
 	return leaf
-}
-
-// isOurs tells whether this package or a kube-proxy made a chain, and nobody else.
-func isOurs(chain string) bool {
-	switch chain {
-	case forward, postrouting, markMasquerade, markNotPod, canary:
-		return true
-	}
-	return isPort(chain) || isTree(chain)
-}
-
-// isPort tells whether a chain is one of a single port.
-func isPort(chain string) bool { return level(chain) > 0 }
-
-// level is greater for chains to which others lead, and 0 for those that are not of a port.
-func level(chain string) int {
-	for i, prefixes := range [][]string{{sourcesPrefix}, {externalPrefix}, {clusterPrefix, localPrefix}, {endpointPrefix}} {
-		for _, prefix := range prefixes {
-			if strings.HasPrefix(chain, prefix) {
-				return i + 1
-			}
-		}
-	}
-	return 0
-}
-
-func isTree(chain string) bool {
-	for _, root := range []string{services, nodePorts, externalServices, firewall} {
-		if chain == root || strings.HasPrefix(chain, root+"-") {
-			return true
-		}
-	}
-	return false
 }
 
 // comment is safe in a rule's text whatever an object's name holds, and no longer than the kernel allows.

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // tables is what the kernel holds in one family, kept so that it need not be listed. A chain of a single port follows
@@ -16,14 +17,11 @@ type tables struct {
 	family  *family
 	network *model.Network
 	ports   map[model.PortKey]*model.Port
-	shared  map[chainID]map[part]int // how many ports have a part
+	shared  map[xtables.ChainID]map[part]int // how many ports have a part
 }
 
-// chainID names a chain.
-type chainID struct{ table, name string }
-
 func newTables(f *family, network *model.Network) *tables {
-	t := &tables{family: f, network: network, ports: map[model.PortKey]*model.Port{}, shared: map[chainID]map[part]int{}}
+	t := &tables{family: f, network: network, ports: map[model.PortKey]*model.Port{}, shared: map[xtables.ChainID]map[part]int{}}
 	for _, p := range fixed(f, network) {
 		t.take(p)
 	}
@@ -51,7 +49,7 @@ func fresh(f *family, rules *model.Rules) (*tables, *change, error) {
 
 // take adds a part, and tells whether the chain is another for it.
 func (t *tables) take(p part) bool {
-	id := chainID{p.table, p.chain}
+	id := xtables.ChainID{Table: p.table, Name: p.chain}
 	if t.shared[id] == nil {
 		t.shared[id] = map[part]int{}
 	}
@@ -61,7 +59,7 @@ func (t *tables) take(p part) bool {
 
 // leave is the opposite of take.
 func (t *tables) leave(p part) bool {
-	id := chainID{p.table, p.chain}
+	id := xtables.ChainID{Table: p.table, Name: p.chain}
 	if t.shared[id][p]--; t.shared[id][p] > 0 {
 		return false
 	}
@@ -72,7 +70,7 @@ func (t *tables) leave(p part) bool {
 }
 
 // rules are those of a chain of many ports.
-func (t *tables) rules(id chainID) []string {
+func (t *tables) rules(id xtables.ChainID) []string {
 	parts := slices.SortedFunc(maps.Keys(t.shared[id]), func(a, b part) int {
 		return cmp.Or(cmp.Compare(a.rank, b.rank), strings.Compare(a.rules, b.rules))
 	})
@@ -146,18 +144,18 @@ func (c *change) replace(before, after *described) {
 // packet that is to be refused passes meanwhile, and none that is served is refused.
 func (t *tables) apply(c *change) []byte {
 	var out bytes.Buffer
-	added := t.count(c, filter, 1)
-	t.section(&out, filter, added, nil, nil)
-	changed := t.count(c, nat, 1)
-	maps.Copy(changed, t.count(c, nat, -1))
-	t.section(&out, nat, changed, c.chains, c.gone)
-	t.section(&out, filter, t.count(c, filter, -1), nil, nil)
+	added := t.count(c, xtables.Filter, 1)
+	t.section(&out, xtables.Filter, added, nil, nil)
+	changed := t.count(c, xtables.NAT, 1)
+	maps.Copy(changed, t.count(c, xtables.NAT, -1))
+	t.section(&out, xtables.NAT, changed, c.chains, c.gone)
+	t.section(&out, xtables.Filter, t.count(c, xtables.Filter, -1), nil, nil)
 	return out.Bytes()
 }
 
 // count changes how many ports have the parts that more or fewer have, by the sign, and tells which chains are others.
-func (t *tables) count(c *change, table string, sign int) map[chainID]bool {
-	out := map[chainID]bool{}
+func (t *tables) count(c *change, table string, sign int) map[xtables.ChainID]bool {
+	out := map[xtables.ChainID]bool{}
 	for p, n := range c.more {
 		if p.table != table {
 			continue
@@ -168,7 +166,7 @@ func (t *tables) count(c *change, table string, sign int) map[chainID]bool {
 				do = t.leave
 			}
 			if do(p) {
-				out[chainID{p.table, p.chain}] = true
+				out[xtables.ChainID{Table: p.table, Name: p.chain}] = true
 			}
 		}
 	}
@@ -176,47 +174,16 @@ func (t *tables) count(c *change, table string, sign int) map[chainID]bool {
 }
 
 // section writes what becomes of a table in one transaction: chains of many ports, and those of single ones.
-func (t *tables) section(out *bytes.Buffer, table string, shared map[chainID]bool, chains map[string][]string, gone map[string]bool) {
-	s := section{table: table, chains: map[string][]string{}, gone: slices.Collect(maps.Keys(gone))}
-	maps.Copy(s.chains, chains)
+func (t *tables) section(out *bytes.Buffer, table string, shared map[xtables.ChainID]bool, chains map[string][]string, gone map[string]bool) {
+	s := xtables.Section{Table: table, Chains: map[string][]string{}, Gone: slices.Collect(maps.Keys(gone))}
+	maps.Copy(s.Chains, chains)
 	for id := range shared {
 		if t.shared[id] == nil {
-			s.gone = append(s.gone, id.name)
+			s.Gone = append(s.Gone, id.Name)
 		} else {
-			s.chains[id.name] = t.rules(id)
+			s.Chains[id.Name] = t.rules(id)
 		}
 	}
-	slices.Sort(s.gone)
-	writeSection(out, s)
-}
-
-// section is a transaction of iptables-restore.
-type section struct {
-	table  string
-	chains map[string][]string
-	gone   []string // chains that go
-	other  []string // lines after those of chains
-}
-
-func writeSection(out *bytes.Buffer, s section) {
-	if len(s.chains) == 0 && len(s.gone) == 0 && len(s.other) == 0 {
-		return
-	}
-	out.WriteString("*" + s.table + "\n")
-	names := slices.Sorted(maps.Keys(s.chains))
-	for _, name := range slices.Concat(names, s.gone) {
-		out.WriteString(":" + name + " - [0:0]\n") // flushes the chain, too
-	}
-	for _, name := range names {
-		for _, rule := range s.chains[name] {
-			out.WriteString("-A " + name + " " + rule + "\n")
-		}
-	}
-	for _, line := range s.other {
-		out.WriteString(line + "\n")
-	}
-	for _, name := range s.gone {
-		out.WriteString("-X " + name + "\n")
-	}
-	out.WriteString("COMMIT\n")
+	slices.Sort(s.Gone)
+	s.Write(out)
 }

@@ -11,14 +11,15 @@ import (
 	"strings"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // ruleset is what a kernel would hold after it was told texts for iptables-restore: table, chain, rules.
 type ruleset map[string]map[string][]string
 
 func newRuleset() ruleset {
-	out := ruleset{mangle: {}}
-	for table, chains := range builtin {
+	out := ruleset{xtables.Mangle: {}}
+	for table, chains := range xtables.Builtin {
 		out[table] = map[string][]string{}
 		for _, chain := range chains {
 			out[table][chain] = nil
@@ -161,22 +162,22 @@ func (w *way) hooks() error {
 	if fromNode {
 		first = []string{"OUTPUT"}
 	}
-	if err := w.tables(nat, first); err != nil {
+	if err := w.tables(xtables.NAT, first); err != nil {
 		return err
 	}
 	toNode := w.packet.local(w.now.Addr())
 	switch {
 	case fromNode && toNode:
-		return errors.Join(w.tables(filter, []string{"OUTPUT", "INPUT"}), w.tables(nat, []string{"POSTROUTING"}))
+		return errors.Join(w.tables(xtables.Filter, []string{"OUTPUT", "INPUT"}), w.tables(xtables.NAT, []string{"POSTROUTING"}))
 	case toNode:
-		return w.tables(filter, []string{"INPUT"})
+		return w.tables(xtables.Filter, []string{"INPUT"})
 	case fromNode:
-		return errors.Join(w.tables(filter, []string{"OUTPUT"}), w.tables(nat, []string{"POSTROUTING"}))
+		return errors.Join(w.tables(xtables.Filter, []string{"OUTPUT"}), w.tables(xtables.NAT, []string{"POSTROUTING"}))
 	}
-	if err := w.tables(filter, []string{"FORWARD"}); err != nil {
+	if err := w.tables(xtables.Filter, []string{"FORWARD"}); err != nil {
 		return err
 	}
-	return w.tables(nat, []string{"POSTROUTING"})
+	return w.tables(xtables.NAT, []string{"POSTROUTING"})
 }
 
 func (w *way) tables(table string, chains []string) error {

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // Settings are what a configuration says of this mode alone.
@@ -44,6 +45,7 @@ type Backend struct {
 	settings Settings
 	tampered chan struct{}
 	handle   *ipvs.Handle
+	rules    *xtables.Handle
 	link     netlink.Link
 	network  model.Network
 	node     []netip.Addr // where NodePorts are served
@@ -54,7 +56,7 @@ type Backend struct {
 	counts map[any]int
 	// leaving are destinations that get nothing new and go when their connections have ended.
 	leaving map[leaver]bool
-	stop    context.CancelFunc
+	stop    context.CancelFunc // of watch, nil before it began
 	ended   sync.WaitGroup
 }
 
@@ -70,7 +72,12 @@ func New(log *slog.Logger, s Settings) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ipvs: this kernel does not have it; load the module ip_vs, or use mode nftables: %w", err)
 	}
-	return &Backend{log: log, settings: s, tampered: make(chan struct{}), handle: handle, stop: func() {}}, nil
+	rules, err := xtables.Open(log, hooks(), xtables.UsualPace)
+	if err != nil {
+		handle.Close()
+		return nil, err
+	}
+	return &Backend{log: log, settings: s, tampered: make(chan struct{}, 1), handle: handle, rules: rules}, nil
 }
 
 // sysctls are what IPVS needs to work with connection tracking, and to answer for no address that is another node's.
@@ -89,8 +96,8 @@ func (b *Backend) sysctls() map[string]string {
 func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if r.Network.MasqueradeMark == 0 {
-		return errors.New("ipvs: masquerade mark 0 is not a bit")
+	if err := xtables.CheckNetwork(&r.Network); err != nil {
+		return fmt.Errorf("ipvs: %w", err)
 	}
 	b.network = r.Network
 	if err := b.prepare(); err != nil {
@@ -120,13 +127,22 @@ func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
 			return fmt.Errorf("ipvs: %w", err)
 		}
 	}
-	for _, family := range r.Network.Families {
-		if err := setRules(ctx, family, &b.network); err != nil {
-			return fmt.Errorf("ipvs: %w", err)
+	if err := b.replaceRules(ctx); err != nil {
+		return fmt.Errorf("ipvs: %w", err)
+	}
+	return b.watch()
+}
+
+func (b *Backend) replaceRules(ctx context.Context) error {
+	var errs []error
+	for family, p := range b.rules.Programs {
+		if slices.Contains(b.network.Families, family) {
+			errs = append(errs, setRules(ctx, p, &b.network))
+		} else if _, err := os.Stat("/proc/net/if_inet6"); family == model.IPv4 || err == nil {
+			errs = append(errs, p.Cleanup(ctx))
 		}
 	}
-	b.watch()
-	return nil
+	return errors.Join(append(errs, dropSets(b.network.Families), b.rules.Settled())...)
 }
 
 // prepare makes the device and sets what the kernel needs.
@@ -253,15 +269,17 @@ func (b *Backend) removeLocked(before, now *described) error {
 	return nil
 }
 
-// Tampered is of proxy.Backend. Changes by others are not noticed.
+// Tampered is of proxy.Backend.
 func (b *Backend) Tampered() <-chan struct{} { return b.tampered }
 
 // Close is of proxy.Backend.
 func (b *Backend) Close() error {
-	b.stop()
+	if b.stop != nil {
+		b.stop()
+	}
 	b.ended.Wait()
 	b.handle.Close()
-	return nil
+	return b.rules.Close()
 }
 
 // Cleanup removes what this backend, or kube-proxy in mode ipvs, made. Virtual servers are only removed if the device is
@@ -276,15 +294,8 @@ func Cleanup() error {
 		errs = append(errs, handle.Flush())
 		handle.Close()
 	}
-	for family := range programs {
-		errs = append(errs, dropRules(context.Background(), family))
-		for set := range setTypes {
-			if err := netlink.IpsetDestroy(setName(family, set)); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("ipset %s: %w", setName(family, set), err))
-			}
-		}
-	}
-	return errors.Join(append(errs, netlink.LinkDel(link))...)
+	errs = append(errs, xtables.Cleanup(), dropSets(nil), netlink.LinkDel(link))
+	return errors.Join(errs...)
 }
 
 // equal tells whether nothing differs but perhaps the order.

@@ -1,9 +1,9 @@
 package ipvs
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -100,48 +100,9 @@ func (b *Backend) endDestination(service *ipvs.Service, s server, e netip.AddrPo
 	return nil
 }
 
-// lookEvery is how often destinations that are about to leave are looked at.
-const lookEvery = time.Minute
-
-// watch lets destinations go whose connections are over.
-func (b *Backend) watch() {
-	b.stop()
-	ctx, stop := context.WithCancel(context.Background())
-	b.stop = stop
-	b.ended.Go(func() {
-		ticks := time.NewTicker(lookEvery)
-		defer ticks.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticks.C:
-			}
-			b.mu.Lock()
-			b.letGoLocked()
-			b.mu.Unlock()
-		}
-	})
-}
-
-func (b *Backend) letGoLocked() {
-	for l := range b.leaving {
-		service := b.service(l.server, 0)
-		all, err := b.handle.GetDestinations(service)
-		if err != nil {
-			delete(b.leaving, l) // the virtual server is gone, and its destinations with it
-			continue
-		}
-		for _, d := range all {
-			if endpointOf(d) == l.endpoint && d.ActiveConnections+d.InactiveConnections == 0 {
-				if err := b.handle.DelDestination(service, d); err != nil && !errors.Is(err, unix.ENOENT) {
-					b.log.Warn("a destination without connections stays", "destination", l.endpoint.String(), "err", err)
-					continue
-				}
-				delete(b.leaving, l)
-			}
-		}
-	}
+func serverOf(s *ipvs.Service) server {
+	addr, _ := netip.AddrFromSlice(s.Address)
+	return server{netip.AddrPortFrom(addr.Unmap(), s.Port), model.Protocol(s.Protocol)}
 }
 
 func endpointOf(d *ipvs.Destination) netip.AddrPort {
@@ -157,8 +118,7 @@ func (b *Backend) replaceServers(all *described) error {
 	}
 	there := map[server]destinations{}
 	for _, h := range have {
-		addr, _ := netip.AddrFromSlice(h.Address)
-		s := server{netip.AddrPortFrom(addr.Unmap(), h.Port), model.Protocol(h.Protocol)}
+		s := serverOf(h)
 		if h.FWMark != 0 || slices.ContainsFunc(b.settings.Exclude, func(p netip.Prefix) bool { return p.Contains(s.addr.Addr()) }) {
 			continue
 		}
@@ -252,6 +212,29 @@ func (b *Backend) replaceSets(all *described) error {
 		}
 	}
 	return nil
+}
+
+// kubeProxySets are those of a kube-proxy's that we have none of.
+var kubeProxySets = []string{
+	"NODE-PORT-TCP", "NODE-PORT-UDP", "NODE-PORT-SCTP-HASH", "NODE-PORT-LOCAL-TCP", "NODE-PORT-LOCAL-UDP",
+	"NODE-PORT-LOCAL-SCTP-HASH", "LOAD-BALANCER-SOURCE-IP", "HEALTH-CHECK-NODE-PORT",
+}
+
+// dropSets removes the sets of which no rule is left: all but ours of some families.
+func dropSets(but []model.Family) error {
+	var errs []error
+	for _, family := range []model.Family{model.IPv4, model.IPv6} {
+		gone := slices.Clone(kubeProxySets)
+		if !slices.Contains(but, family) {
+			gone = slices.AppendSeq(gone, maps.Keys(setTypes))
+		}
+		for _, set := range gone {
+			if err := netlink.IpsetDestroy(setName(family, set)); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("ipset %s: %w", setName(family, set), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // maxEntries is how many a set may hold.

@@ -1,4 +1,4 @@
-package iptables
+package xtables
 
 import (
 	"bytes"
@@ -22,7 +22,8 @@ import (
 // others, as network plugins, have rules in these tables, too.
 type watch struct {
 	log      *slog.Logger
-	pace     pace
+	hooks    []Hook
+	pace     Pace
 	tampered chan struct{}
 	conn     *netlink.Conn // nil if no program makes rules of nftables
 	stop     context.CancelFunc
@@ -31,24 +32,30 @@ type watch struct {
 	mu sync.Mutex
 	// busy is true while we change something.
 	busy   bool
-	legacy map[*program][]tableSize
+	legacy map[*Program][]tableSize
 	// last is when it was told last, later is set if it is to be told again.
 	last  time.Time
 	later *time.Timer
 }
 
-// pace is how often a watch looks and tells.
-type pace struct {
-	// poll is how long a change of legacy tables may go unnoticed.
-	poll time.Duration
-	// gap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
-	gap time.Duration
+// Pace is how often a watch looks and tells.
+type Pace struct {
+	// Poll is how long a change of legacy tables may go unnoticed.
+	Poll time.Duration
+	// Gap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
+	Gap time.Duration
 }
 
-var usualPace = pace{poll: 5 * time.Second, gap: 10 * time.Second}
+// UsualPace is for nodes; tests can't wait so long.
+var UsualPace = Pace{Poll: 5 * time.Second, Gap: 10 * time.Second}
 
-func newWatch(log *slog.Logger, nft bool, pace pace) (*watch, error) {
-	w := &watch{log: log, pace: pace, tampered: make(chan struct{}, 1), legacy: map[*program][]tableSize{}}
+func newWatch(log *slog.Logger, programs map[model.Family]*Program, hooks []Hook, pace Pace) (*watch, error) {
+	w := &watch{log: log, hooks: hooks, pace: pace, tampered: make(chan struct{}, 1), legacy: map[*Program][]tableSize{}}
+	nft := false
+	for _, p := range programs {
+		p.began = w.ignore
+		nft = nft || p.NFT
+	}
 	if nft {
 		conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		if err != nil {
@@ -79,15 +86,15 @@ func (w *watch) ignore(pid int) error {
 }
 
 // settled is called when all our changes are done.
-func (w *watch) settled(programs map[model.Family]*program) error {
+func (w *watch) settled(programs map[model.Family]*Program) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.busy = false
 	for _, p := range programs {
-		if p.nft {
+		if p.NFT {
 			continue
 		}
-		sizes, err := tableSizes(p.family.Family)
+		sizes, err := tableSizes(p.Family)
 		if err != nil {
 			return err
 		}
@@ -106,7 +113,7 @@ func (w *watch) follow() {
 			return // closed
 		}
 		for _, m := range messages {
-			if e, ok := parseEvent(m); ok && e.harms() {
+			if e, ok := parseEvent(m); ok && e.harms(w.hooks) {
 				w.tell("another program changed chain " + e.chain + " of table " + e.table)
 			}
 		}
@@ -114,16 +121,16 @@ func (w *watch) follow() {
 }
 
 // harms is true for changes of our chains, and for hooks of ours that go.
-func (e event) harms() bool {
-	if isOurs(e.chain) {
+func (e event) harms(hooks []Hook) bool {
+	if IsOurs(e.chain) {
 		return true
 	}
 	if e.message != unix.NFT_MSG_DELRULE {
 		return false
 	}
-	for _, h := range hooks() {
-		at := bytes.LastIndexByte([]byte(h.rule), ' ')
-		if h.table == e.table && h.chain == e.chain && bytes.Contains(e.data, append([]byte(h.rule[at+1:]), 0)) {
+	for _, h := range hooks {
+		at := bytes.LastIndexByte([]byte(h.Rule), ' ')
+		if h.Table == e.table && h.Chain == e.chain && bytes.Contains(e.data, append([]byte(h.Rule[at+1:]), 0)) {
 			return true
 		}
 	}
@@ -131,7 +138,7 @@ func (e event) harms() bool {
 }
 
 func (w *watch) poll(ctx context.Context) {
-	tick := time.NewTicker(w.pace.poll)
+	tick := time.NewTicker(w.pace.Poll)
 	defer tick.Stop()
 	for {
 		select {
@@ -140,7 +147,7 @@ func (w *watch) poll(ctx context.Context) {
 		case <-tick.C:
 		}
 		for _, p := range w.grown() {
-			if !p.intact(ctx) && ctx.Err() == nil {
+			if !p.intact(ctx, len(w.hooks)) && ctx.Err() == nil {
 				w.tell("another program changed legacy rules")
 			}
 		}
@@ -148,12 +155,12 @@ func (w *watch) poll(ctx context.Context) {
 }
 
 // grown are the programs whose tables have another size than before; that is then the one that is known.
-func (w *watch) grown() []*program {
+func (w *watch) grown() []*Program {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var out []*program
+	var out []*Program
 	for p, before := range w.legacy {
-		now, err := tableSizes(p.family.Family)
+		now, err := tableSizes(p.Family)
 		if w.busy || err != nil {
 			continue
 		}
@@ -169,18 +176,18 @@ func (w *watch) grown() []*program {
 }
 
 // intact tells whether all hooks are there, and the chains that go when somebody removes all.
-func (p *program) intact(ctx context.Context) bool {
-	have, err := p.existing(ctx)
-	if err != nil || len(have.hooks) < len(hooks()) {
+func (p *Program) intact(ctx context.Context, hooks int) bool {
+	have, err := p.Existing(ctx)
+	if err != nil || len(have.Hooks) < hooks {
 		return false
 	}
-	for _, table := range allTables {
-		if !have.chains[chainID{table, canary}] {
+	for _, table := range Tables {
+		if !have.Chains[ChainID{table, Canary}] {
 			return false
 		}
 	}
-	for _, table := range []string{filter, nat} { // the hooks may be there, and lead to chains that were flushed
-		lines, err := p.list(ctx, table, map[string]string{filter: forward, nat: postrouting}[table])
+	for _, table := range []string{Filter, NAT} { // the hooks may be there, and lead to chains that were flushed
+		lines, err := p.List(ctx, table, map[string]string{Filter: Forward, NAT: Postrouting}[table])
 		if err != nil || len(lines) < 3 {
 			return false
 		}
@@ -195,7 +202,7 @@ func (w *watch) tell(why string) {
 		return
 	}
 	w.log.Warn("iptables rules are to be restored", "why", why)
-	w.later = time.AfterFunc(max(0, w.pace.gap-time.Since(w.last)), func() {
+	w.later = time.AfterFunc(max(0, w.pace.Gap-time.Since(w.last)), func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		w.later, w.last = nil, time.Now()
@@ -241,8 +248,8 @@ func tableSizes(f model.Family) ([]tableSize, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]tableSize, len(allTables))
-	for i, table := range allTables {
+	out := make([]tableSize, len(Tables))
+	for i, table := range Tables {
 		copy(out[i].name[:], table)
 		size := uint32(unsafe.Sizeof(out[i]))
 		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), optGetInfo,

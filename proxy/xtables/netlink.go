@@ -1,4 +1,4 @@
-package iptables
+package xtables
 
 import (
 	"encoding/binary"
@@ -33,7 +33,7 @@ func nfFamily(f model.Family) uint8 {
 }
 
 // chainNames are all chains of iptables-nft in a family.
-func chainNames(f model.Family) ([]chainID, error) {
+func chainNames(f model.Family) ([]ChainID, error) {
 	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
@@ -48,10 +48,10 @@ func chainNames(f model.Family) ([]chainID, error) {
 	if err = errors.Join(err, conn.Close()); err != nil {
 		return nil, fmt.Errorf("nftables: list chains: %w", err)
 	}
-	var out []chainID
+	var out []ChainID
 	for _, m := range messages {
 		if e, ok := parseEvent(m); ok {
-			out = append(out, chainID{e.table, e.chain})
+			out = append(out, ChainID{e.table, e.chain})
 		}
 	}
 	return out, nil
@@ -91,7 +91,7 @@ func parseEvent(m netlink.Message) (event, bool) {
 			e.chain = attributes.String()
 		}
 	}
-	_, known := builtin[e.table]
+	_, known := Builtin[e.table]
 	return e, known && e.chain != "" && attributes.Err() == nil
 }
 
