@@ -65,7 +65,7 @@ func do(t *testing.T, command string) {
 var volatile = regexp.MustCompile(`^#.*|^$|\[\d+:\d+\]`)
 
 // everythingThere is all in the network namespace that a mode may make: rules in the order of their chains, devices, virtual
-// servers and sets. KUBE-FIREWALL is the kubelet's as well, and stays, see iptables.Cleanup. Of nftables' own tables there is
+// servers and sets. KUBE-FIREWALL is the kubelet's as well, and stays, see xtables.Cleanup. Of nftables' own tables there is
 // but the name, since the elements of sets have no order.
 func everythingThere(t *testing.T) []string {
 	t.Helper()

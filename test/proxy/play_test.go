@@ -19,6 +19,7 @@ import (
 	"github.com/orlop/orlop/proxy/ipvs"
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/nft"
+	"github.com/orlop/orlop/proxy/xtables"
 	"github.com/orlop/orlop/test/kernel"
 )
 
@@ -32,7 +33,7 @@ type mode struct {
 
 var modes = []mode{
 	{"nftables", func(log *slog.Logger) (proxy.Backend, error) { return nft.New(log) }, nft.Cleanup, nil},
-	{"iptables", func(log *slog.Logger) (proxy.Backend, error) { return iptables.New(log) }, iptables.Cleanup, nil},
+	{"iptables", func(log *slog.Logger) (proxy.Backend, error) { return iptables.New(log) }, xtables.Cleanup, nil},
 	{"ipvs", func(log *slog.Logger) (proxy.Backend, error) { return ipvs.New(log, ipvs.Settings{Scheduler: "rr"}) }, ipvs.Cleanup, []kernel.Need{kernel.IPVS}},
 }
 
