@@ -87,7 +87,9 @@ type Proxy struct {
 	// is the number of those that were followed by that.
 	outdated, replaced int
 	network            model.Network // that of the last replacement
-	pending            bool
+	// recheck is true if the network may be another.
+	recheck bool
+	pending bool
 	// unsaid are changes that the state has committed, and that the kernel has not been told.
 	unsaid []model.Change
 }

@@ -35,6 +35,10 @@ func (p *Proxy) noteLocked() {
 	}
 }
 
+// Recheck has the network asked for again, as when interfaces have other addresses. The rules are set anew only if it is
+// another.
+func (p *Proxy) Recheck() { p.note(func() { p.recheck = true }) }
+
 // SetService is of watch.Sink.
 func (p *Proxy) SetService(s *model.Service) { p.note(func() { p.state.SetService(s) }) }
 

@@ -92,14 +92,16 @@ func (p *Proxy) sync(ctx context.Context) bool {
 func (p *Proxy) take() Sync {
 	p.mu.Lock()
 	s := Sync{Full: p.outdated != p.replaced, Began: time.Now(), Node: p.node, Network: p.network, outdated: p.outdated}
-	cidrs := p.cidrs
+	cidrs, ask := p.cidrs, p.recheck || s.Full
+	p.recheck = false
 	p.mu.Unlock()
-	if s.Full {
+	if ask {
 		s.Network, s.Err = p.Network(s.Node, cidrs)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.pending = false
+	s.Full = s.Full || !s.Network.Equal(p.network)
 	if s.Full && s.Err == nil {
 		p.state.SetNetwork(s.Network)
 	}

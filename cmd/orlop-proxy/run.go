@@ -61,6 +61,17 @@ func run(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
+	if s.config.NodePortsMove() {
+		addresses, err := followAddresses()
+		if err != nil {
+			return err
+		}
+		serve = append(serve, func(ctx context.Context) {
+			if err := addresses.run(ctx, p.proxy.Recheck); err != nil {
+				s.log.Error("NodePorts stay at the addresses that the node has now", "err", err)
+			}
+		})
+	}
 	s.log.Info("keeping the rules of Services", "node", p.node.Name, "mode", s.config.Mode, "alone", p.events == nil)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

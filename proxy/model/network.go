@@ -28,6 +28,14 @@ type Network struct {
 	TCPBeLiberal bool
 }
 
+// Equal tells whether packets are treated alike.
+func (n Network) Equal(o Network) bool {
+	return slices.Equal(n.Families, o.Families) && n.Local.equal(o.Local) &&
+		n.MasqueradeAll == o.MasqueradeAll && n.MasqueradeMark == o.MasqueradeMark &&
+		slices.Equal(n.NodeIPs, o.NodeIPs) && slices.Equal(n.NodePorts, o.NodePorts) && n.AllNodePorts == o.AllNodePorts &&
+		n.LocalhostNodePorts == o.LocalhostNodePorts && slices.Equal(n.ServiceCIDRs, o.ServiceCIDRs) && n.TCPBeLiberal == o.TCPBeLiberal
+}
+
 // LocalDetection is how packets of pods are told from others (detectLocalMode). The zero value is that they can't be.
 // Only one of the fields is set.
 type LocalDetection struct {
@@ -37,6 +45,10 @@ type LocalDetection struct {
 	Bridge string
 	// InterfacePrefix is how the names of such interfaces begin.
 	InterfacePrefix string
+}
+
+func (l LocalDetection) equal(o LocalDetection) bool {
+	return slices.Equal(l.Prefixes, o.Prefixes) && l.Bridge == o.Bridge && l.InterfacePrefix == o.InterfacePrefix
 }
 
 // Detects tells whether packets of pods can be told from others in a family.

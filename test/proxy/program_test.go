@@ -322,3 +322,50 @@ func TestExplain(t *testing.T) {
 	}
 	t.Logf("\n%s", text)
 }
+
+// NodePorts that are served at a range of addresses are served at one that an interface gets while the program runs, and no
+// longer at one that it loses.
+func TestNodePortAddressesMove(t *testing.T) {
+	n := network(t)
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, m.needs...)
+			p := newProgram(t, m.name)
+			p.args = append(p.args, "--nodeport-addresses", "192.0.2.64/26,2001:db8::64:0/112")
+			p.write(service(0, nodePort(30080)), slice(0, "web", "pod-a"), service(1, named("six", family(1).cluster(1)), nodePort(30080)), slice(1, "six", "pod-a"))
+			p.start()
+			n.eventually(t, 0, packet{from: "client", to: "cluster-1:80", want: "pod-a kept"})
+			n.eventually(t, 1, packet{from: "client", to: "cluster-1:80", want: "pod-a kept"})
+			for _, address := range []string{"192.0.2.70/24", "2001:db8::64:70/64"} {
+				at := netip.AddrPortFrom(netip.MustParsePrefix(address).Addr(), 30080)
+				for range 2 {
+					if err := n.addr("node", "eth0", address); err != nil {
+						t.Fatal(err)
+					}
+					n.until(t, at, func(r reached) bool { return hostAt(r.server.Addr()) == "pod-a" })
+					if err := n.dropAddr("node", "eth0", address); err != nil {
+						t.Fatal(err)
+					}
+					n.until(t, at, func(r reached) bool { return !r.server.IsValid() })
+				}
+			}
+			if got, err := n.send(hostOf("outside"), family(0).address("node:30080"), model.TCP, 0); err != nil || !got.rejected {
+				t.Errorf("at an address out of the range: %+v, %v", got, err)
+			}
+		})
+	}
+}
+
+// until sends from outside until what becomes of a packet is what it should be.
+func (n *topology) until(t *testing.T, to netip.AddrPort, want func(reached) bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; {
+		got, err := n.send(hostOf("outside"), to, model.TCP, 0)
+		if err == nil && want(got) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("to %v: %+v, %v", to, got, err)
+		}
+	}
+}

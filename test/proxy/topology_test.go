@@ -244,6 +244,19 @@ func (n *topology) addr(ns, name string, addresses ...string) error {
 	return nil
 }
 
+func (n *topology) dropAddr(ns, name, address string) error {
+	h := n.namespaces[ns].handle
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		return err
+	}
+	return h.AddrDel(link, addr)
+}
+
 func (n *topology) route(ns, to, via string) error {
 	_, dst, err := net.ParseCIDR(to)
 	if err != nil {
