@@ -11,7 +11,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/model"
@@ -27,8 +30,16 @@ type Services struct {
 
 	mu      sync.Mutex
 	addrs   []netip.Addr // empty for all
+	wanted  map[model.Name]model.HealthCheck
 	servers map[model.Name]*server
+	// failed are those that can't listen; again tries once more.
+	failed map[model.Name]bool
+	again  *time.Timer
+	closed bool
 }
+
+// listenAgain is how long to wait for a port that another program has.
+const listenAgain = 5 * time.Second
 
 // server answers for one Service.
 type server struct {
@@ -56,32 +67,47 @@ func (s *Services) Synced(sync proxy.Sync) {
 	if !sync.Network.AllNodePorts {
 		s.addrs = sync.Network.NodePorts
 	}
-	wanted := map[model.Name]model.HealthCheck{}
+	s.wanted = map[model.Name]model.HealthCheck{}
 	for _, check := range sync.HealthChecks {
-		wanted[check.Service] = check
+		s.wanted[check.Service] = check
 	}
 	for name, have := range s.servers {
-		if want, ok := wanted[name]; !ok || want.Port != have.port || !slices.Equal(have.addrs, s.addrs) {
+		if want, ok := s.wanted[name]; !ok || want.Port != have.port || !slices.Equal(have.addrs, s.addrs) {
 			have.close()
 			delete(s.servers, name)
 		}
 	}
-	for name, want := range wanted {
-		s.serveLocked(name, want)
+	s.serveAllLocked()
+}
+
+func (s *Services) serveAllLocked() {
+	before := s.failed
+	s.failed = map[model.Name]bool{}
+	for name, want := range s.wanted {
+		s.serveLocked(name, want, before[name])
+	}
+	if len(s.failed) > 0 && s.again == nil && !s.closed {
+		s.again = time.AfterFunc(listenAgain, s.tryAgain)
+	}
+}
+
+func (s *Services) tryAgain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.again = nil; !s.closed {
+		s.serveAllLocked()
 	}
 }
 
 // serveLocked makes a server if there is none, and tells it how many endpoints there are. One that can't listen is tried
-// again with the next sync.
-func (s *Services) serveLocked(name model.Name, want model.HealthCheck) {
+// again after a while, and told of once.
+func (s *Services) serveLocked(name model.Name, want model.HealthCheck, told bool) {
 	have := s.servers[name]
 	if have == nil {
 		have = &server{Services: s, service: name, port: want.Port, addrs: s.addrs}
 		if err := have.listen(); err != nil {
-			err = fmt.Errorf("healthCheckNodePort %d of service %s: %w", want.Port, name, err)
-			s.Log.Error("a load balancer can't ask for a Service's health", "service", name.String(), "err", err)
-			if s.Failed != nil {
-				s.Failed(name, err)
+			if s.failed[name] = true; !told {
+				s.tell(name, fmt.Errorf("healthCheckNodePort %d of service %s: %w", want.Port, name, err))
 			}
 			return
 		}
@@ -95,10 +121,20 @@ func (s *Services) serveLocked(name model.Name, want model.HealthCheck) {
 	have.mu.Unlock()
 }
 
+func (s *Services) tell(name model.Name, err error) {
+	s.Log.Error("a load balancer can't ask for a Service's health", "service", name.String(), "err", err)
+	if s.Failed != nil {
+		s.Failed(name, err)
+	}
+}
+
 // Close ends all servers.
 func (s *Services) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed = true; s.again != nil {
+		s.again.Stop()
+	}
 	for name, have := range s.servers {
 		have.close()
 		delete(s.servers, name)
@@ -115,7 +151,7 @@ func (s *server) listen() error {
 	}
 	var listeners []net.Listener
 	for _, a := range addrs {
-		l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", net.JoinHostPort(a, strconv.Itoa(int(s.port))))
+		l, err := (&net.ListenConfig{Control: freely}).Listen(context.Background(), "tcp", net.JoinHostPort(a, strconv.Itoa(int(s.port))))
 		if err != nil {
 			for _, l := range listeners {
 				err = errors.Join(err, l.Close())
@@ -129,6 +165,14 @@ func (s *server) listen() error {
 		go s.http.Serve(l) //nolint:errcheck // ends with Close
 	}
 	return nil
+}
+
+// freely lets a socket listen at an address that an interface is about to have: a new one of IPv6 can't be used for a
+// second.
+func freely(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1) })
+	return errors.Join(err, failed)
 }
 
 func (s *server) close() { _ = s.http.Close() } // its listeners are closed whatever it says

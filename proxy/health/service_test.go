@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/model"
@@ -153,8 +155,41 @@ func TestServicePortTaken(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.Synced(sync)
+	s.tryAgain()
 	if r, _ := get(t, "127.0.0.2", port); r == nil || r.StatusCode != 200 || len(*failed) != 1 {
 		t.Errorf("after the port became free: %+v, told %q", r, *failed)
+	}
+}
+
+// An attempt that failed is repeated, and told of once; none is left when all has ended.
+func TestServiceTriesAgain(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	synctest.Test(t, func(t *testing.T) {
+		s, _, failed := services(t)
+		s.Synced(at([]string{"127.0.0.2"}, model.HealthCheck{Service: web, Port: port}))
+		s.mu.Lock()
+		first := s.again
+		s.mu.Unlock()
+		time.Sleep(listenAgain + time.Second)
+		synctest.Wait()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.again == nil || s.again == first || len(*failed) != 1 || !s.failed[web] {
+			t.Errorf("told %q; the next attempt: %v", *failed, s.again)
+		}
+	})
+}
+
+// A server listens at an address that an interface will have in a moment.
+func TestServiceListensEarly(t *testing.T) {
+	s, _, failed := services(t)
+	s.Synced(at([]string{"127.0.0.1", "192.0.2.99", "2001:db8:ffff::99"}, model.HealthCheck{Service: web, Port: freePort(t)}))
+	if len(*failed) > 0 {
+		t.Errorf("told %q", *failed)
 	}
 }

@@ -49,6 +49,9 @@ func describe(f *family, network *model.Network, port *model.Port) (*described, 
 	for _, frontend := range port.Frontends {
 		errs = append(errs, d.frontend(frontend))
 	}
+	if port.HealthCheckNodePort != 0 {
+		d.healthCheck()
+	}
 	errs = append(errs, d.external(), d.sources())
 	for _, set := range []model.Set{model.Cluster, model.Local} {
 		errs = append(errs, d.balance(set))
@@ -98,7 +101,7 @@ func (d *described) frontend(f model.Frontend) error {
 	if target, some := d.entry(f); some {
 		leaf := ""
 		if f.Kind == model.NodePort {
-			leaf = d.nodePortLeaf(xtables.NAT, f.Port)
+			leaf = d.nodePortLeaf(xtables.NAT, xtables.NodePorts, f.Port)
 		} else {
 			leaf = d.branches(xtables.NAT, xtables.Services, f.Addr)
 		}
@@ -157,7 +160,7 @@ func (d *described) refuse(f model.Frontend, action model.Action) error {
 	case model.ClusterIP:
 		leaf = d.branches(xtables.Filter, xtables.Services, f.Addr)
 	case model.NodePort:
-		leaf = d.nodePortLeaf(xtables.Filter, f.Port)
+		leaf = d.nodePortLeaf(xtables.Filter, xtables.NodePortsDeny, f.Port)
 	case model.LoadBalancer, model.ExternalIP:
 		leaf = d.branches(xtables.Filter, xtables.External, f.Addr)
 	default:
@@ -165,6 +168,13 @@ func (d *described) refuse(f model.Frontend, action model.Action) error {
 	}
 	d.share(xtables.Filter, leaf, join(d.toFrontend(f, text), target))
 	return nil
+}
+
+// healthCheck lets load balancers ask this node, whatever rules there are that would refuse it. All ports of a Service have
+// this rule in common.
+func (d *described) healthCheck() {
+	d.share(xtables.Filter, xtables.NodePorts, join("-p tcp", comment(d.port.Key.Service.String()+" health check node port"),
+		fmt.Sprintf("-m tcp --dport %d -j ACCEPT", d.port.HealthCheckNodePort)))
 }
 
 // fence drops what KUBE-FW-… didn't let through to an endpoint. Where there is none the sources that may come are told

@@ -18,6 +18,7 @@ func hooks() []xtables.Hook {
 		{Table: xtables.Filter, Chain: "FORWARD", Rule: isNew(portals, xtables.Services)},
 		{Table: xtables.Filter, Chain: "OUTPUT", Rule: isNew(portals, xtables.Services)},
 		{Table: xtables.Filter, Chain: "FORWARD", Rule: comment("kubernetes forwarding rules") + " -j " + xtables.Forward},
+		{Table: xtables.Filter, Chain: "INPUT", Rule: comment("kubernetes health check service ports") + " -j " + xtables.NodePorts},
 		{Table: xtables.Filter, Chain: "INPUT", Rule: isNew(fence, xtables.Firewall)},
 		{Table: xtables.Filter, Chain: "FORWARD", Rule: isNew(fence, xtables.Firewall)},
 		{Table: xtables.Filter, Chain: "OUTPUT", Rule: isNew(fence, xtables.Firewall)},
@@ -50,6 +51,7 @@ func fixed(f *family, n *model.Network) []part {
 		{table: xtables.Mangle, chain: xtables.Canary}, {table: xtables.NAT, chain: xtables.Canary}, {table: xtables.Filter, chain: xtables.Canary},
 		{table: xtables.NAT, chain: xtables.Services}, {table: xtables.NAT, chain: xtables.NodePorts},
 		{table: xtables.Filter, chain: xtables.Services}, {table: xtables.Filter, chain: xtables.External}, {table: xtables.Filter, chain: xtables.NodePorts},
+		{table: xtables.Filter, chain: xtables.NodePortsDeny},
 		{table: xtables.Filter, chain: xtables.Firewall},
 		{table: xtables.NAT, chain: xtables.MarkMasquerade, rules: "-j MARK --or-mark " + bit},
 		// The mark is taken away, lest a packet that passes once more be masqueraded again.
@@ -78,7 +80,7 @@ func fixed(f *family, n *model.Network) []part {
 		// Addresses of Services go before.
 		text := comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
 		out = append(out, part{table: xtables.NAT, chain: xtables.Services, rank: 1, rules: join(match, text, "-j", xtables.NodePorts)},
-			part{table: xtables.Filter, chain: xtables.External, rank: 1, rules: join(match, text, "-j", xtables.NodePorts)})
+			part{table: xtables.Filter, chain: xtables.External, rank: 1, rules: join(match, text, "-j", xtables.NodePortsDeny)})
 	}
 	return out
 }

@@ -49,6 +49,9 @@ func endpointChain(key model.PortKey, endpoint netip.AddrPort) string {
 //
 //	KUBE-SERVICES ─ -d 0.0.0.32/0.0.0.240 ─▶ KUBE-SERVICES-2 ─ -d 0.0.0.42/0.0.0.255 ─▶ KUBE-SERVICES-2A ─▶ KUBE-SVC-…
 //	KUBE-NODEPORTS ─ -p tcp --dport 30016:30079 ─▶ KUBE-NODEPORTS-TCP-30016 ─▶ KUBE-EXT-…
+//
+// In table filter, where KUBE-NODEPORTS lets health checks pass as kube-proxy has it, the root for node ports that are refused
+// is KUBE-NODEPORTS-DENY.
 
 // branches adds what leads from a chain to the leaf for an address, and tells that leaf.
 func (d *described) branches(table, root string, addr netip.Addr) (leaf string) {
@@ -63,11 +66,11 @@ func (d *described) branches(table, root string, addr netip.Addr) (leaf string) 
 // portsInLeaf is so that the 2768 node ports that clusters have by default take few steps in both levels.
 const portsInLeaf = 64
 
-func (d *described) nodePortLeaf(table string, port uint16) string {
+func (d *described) nodePortLeaf(table, root string, port uint16) string {
 	first := int(port) / portsInLeaf * portsInLeaf
 	protocol := d.port.Key.Protocol.String()
 	leaf := fmt.Sprintf("%s-%s-%d", xtables.NodePorts, strings.ToUpper(protocol), first)
-	d.share(table, xtables.NodePorts, fmt.Sprintf("-p %s -m %s --dport %d:%d -j %s", protocol, protocol, first, first+portsInLeaf-1, leaf))
+	d.share(table, root, fmt.Sprintf("-p %s -m %s --dport %d:%d -j %s", protocol, protocol, first, first+portsInLeaf-1, leaf))
 	return leaf
 }
 

@@ -106,13 +106,16 @@ type Port struct {
 	// Serving are all endpoints in the cluster that serve, of a UDP port: a flow that goes to another one is lost, and must be
 	// forgotten. Policies and hints don't count, as a change of these leaves connections alone.
 	Serving []netip.AddrPort
+	// HealthCheckNodePort is where a load balancer asks for the Service's health, on this node itself; 0 if it doesn't. A
+	// backend that can lets packets to it pass whatever else is refused.
+	HealthCheckNodePort uint16
 	// Affinity is how long a client's address keeps its endpoint after its last connection; 0 is without affinity.
 	Affinity time.Duration
 }
 
 // Equal tells whether packets are treated alike.
 func (p *Port) Equal(o *Port) bool {
-	return p.Key == o.Key && p.Affinity == o.Affinity && slices.Equal(p.Cluster, o.Cluster) &&
+	return p.Key == o.Key && p.Affinity == o.Affinity && p.HealthCheckNodePort == o.HealthCheckNodePort && slices.Equal(p.Cluster, o.Cluster) &&
 		slices.Equal(p.Local, o.Local) && slices.Equal(p.Serving, o.Serving) && slices.EqualFunc(p.Frontends, o.Frontends, Frontend.Equal)
 }
 

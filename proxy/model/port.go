@@ -8,7 +8,7 @@ import (
 // makePort is what a node does for one port of a Service. Frontends are those that the port would like to have; an
 // address that a Service has twice is one frontend, of the kind with the stricter rules.
 func makePort(s *Service, p ServicePort, key PortKey, c choice, from senders) *Port {
-	port := &Port{Key: key, Affinity: s.Affinity}
+	port := &Port{Key: key, HealthCheckNodePort: s.HealthCheckNodePort, Affinity: s.Affinity}
 	add := func(kind Kind, addrs []netip.Addr, routes Routes) {
 		for _, addr := range addrs {
 			twice := slices.ContainsFunc(port.Frontends, func(f Frontend) bool { return f.Addr == addr })

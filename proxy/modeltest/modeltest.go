@@ -101,6 +101,9 @@ func (c *Cluster) service(name model.Name) *model.Service {
 			s.LoadBalancerIPs = append(s.LoadBalancerIPs, c.addr("198.51.100.%d", "2001:db8:e::%x", family, 1+c.IntN(8)))
 		}
 	}
+	if s.ExternalLocal && c.some(3) {
+		s.HealthCheckNodePort = uint16(31000 + c.IntN(4))
+	}
 	if c.some(3) {
 		s.SourceRanges = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/25"), netip.MustParsePrefix("10.244.0.0/24"),
 			netip.MustParsePrefix("2001:db8:f::/64")}

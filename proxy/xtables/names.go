@@ -24,8 +24,10 @@ var Builtin = map[string][]string{
 
 // Names of chains that the modes share. They are those that kube-proxy gave them, which other programs and people look for.
 const (
-	Services       = "KUBE-SERVICES"
-	NodePorts      = "KUBE-NODEPORTS"
+	Services  = "KUBE-SERVICES"
+	NodePorts = "KUBE-NODEPORTS"
+	// NodePortsDeny is below the chain for external addresses, in table filter.
+	NodePortsDeny  = "KUBE-NODEPORTS-DENY"
 	External       = "KUBE-EXTERNAL-SERVICES"
 	Firewall       = "KUBE-PROXY-FIREWALL"
 	Forward        = "KUBE-FORWARD"

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -287,6 +288,75 @@ func TestServers(t *testing.T) {
 			t.Fatal("the server of a Service that has no health check goes on")
 		}
 	}
+}
+
+// In mode iptables a load balancer reaches the server for health checks even if a firewall of the node lets nobody in; in mode
+// nftables nobody's tables can do that for others, and the firewall decides, as with kube-proxy.
+func TestHealthCheckPasses(t *testing.T) {
+	n := network(t)
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, append(m.needs, kernel.Command("iptables"), kernel.Command("ip6tables"))...)
+			p := newProgram(t, m.name)
+			var all []runtime.Object
+			for f, name := range []string{"web", "six"} {
+				f := family(f)
+				check := func(s *corev1.Service) { s.Spec.HealthCheckNodePort = 31000 + int32(f) }
+				all = append(all, service(f, named(name, f.cluster(1)), loadBalancer(f.public(1)), externalLocal, check), slice(f, name, "pod-a", "remote-a"))
+			}
+			p.write(all...)
+			p.start()
+			n.eventually(t, 0, packet{from: "outside", to: "public-1:80", want: "pod-a kept"})
+			n.eventually(t, 1, packet{from: "outside", to: "public-1:80", want: "pod-a kept"})
+			for f, program := range []string{"iptables", "ip6tables"} {
+				rule := []string{"INPUT", "-i", "eth0", "-p", "tcp", "-j", "REJECT"}
+				command(t, program, append([]string{"-A"}, rule...)...)
+				t.Cleanup(func() { command(t, program, append([]string{"-D"}, rule...)...) })
+				at := hostOf("node").addrs[f]
+				code, body := n.get(t, netip.AddrPortFrom(at, uint16(31000+f)))
+				want := 200
+				if m.name == "nftables" {
+					want = 0
+				}
+				if code != want || code == 200 && !strings.Contains(body, `"localEndpoints":1`) {
+					t.Errorf("%v from outside, behind a firewall: %d %s; want %d", at, code, body, want)
+				}
+				if code, body := n.get(t, netip.AddrPortFrom(at, 31999)); code != 0 {
+					t.Errorf("the firewall does not work: %d %s", code, body)
+				}
+			}
+		})
+	}
+}
+
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Errorf("%s %v: %v: %s", name, args, err, out)
+	}
+}
+
+// get asks from outside; the code is 0 if nobody answers.
+func (n *topology) get(t *testing.T, from netip.AddrPort) (int, string) {
+	t.Helper()
+	dial := func(_ context.Context, _, addr string) (conn net.Conn, err error) {
+		err = n.namespaces["outside"].in(func() error {
+			conn, err = net.DialTimeout("tcp", addr, patience)
+			return err
+		})
+		return conn, err
+	}
+	client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	r, err := client.Get("http://" + from.String() + "/")
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer r.Body.Close()
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r.StatusCode, string(body)
 }
 
 // A person learns where packets go, and when the kernel has other rules than it should.
