@@ -38,8 +38,8 @@ func ipvsSettings(c *config.Config) ipvs.Settings {
 	return out
 }
 
-// cleanup removes what all modes but one made. Rules of the modes that use iptables have names in common, and each of the
-// two modes removes those of the other one when it sets its own; that of IPVS comes first, as its rules hold its sets.
+// cleanup removes what all modes but one made. Rules of the modes that use iptables have names in common, and each of these
+// modes removes those of the other one when it sets its own. What IPVS made goes first, as its rules hold its sets.
 func cleanup(but string) error {
 	var errs []error
 	if but != config.IPVS {
@@ -47,6 +47,8 @@ func cleanup(but string) error {
 	}
 	if but != config.IPVS && but != config.IPTables {
 		errs = append(errs, xtables.Cleanup())
+	} else {
+		errs = append(errs, xtables.CleanupOther())
 	}
 	if but != config.NFTables {
 		errs = append(errs, nft.Cleanup())

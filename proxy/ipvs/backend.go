@@ -52,12 +52,20 @@ type Backend struct {
 
 	mu    sync.Mutex // of all below, and of what the kernel holds
 	ports map[model.PortKey]*described
+	// servers are the virtual servers that are there. One may pass from a port to another in one go.
+	servers map[server]served
 	// counts are how many ports need an entry or an address that several may have.
 	counts map[any]int
 	// leaving are destinations that get nothing new and go when their connections have ended.
 	leaving map[leaver]bool
 	stop    context.CancelFunc // of watch, nil before it began
 	ended   sync.WaitGroup
+}
+
+// served is a virtual server that is there.
+type served struct {
+	destinations
+	by model.PortKey
 }
 
 // leaver is a destination of a virtual server.
@@ -104,12 +112,14 @@ func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
 		return fmt.Errorf("ipvs: %w", err)
 	}
 	b.ports, b.counts, b.leaving = map[model.PortKey]*described{}, map[any]int{}, map[leaver]bool{}
+	b.servers = map[server]served{}
 	all := &described{servers: map[server]destinations{}}
 	for _, port := range r.Ports {
 		d := describe(port, b.node)
 		b.ports[port.Key] = d
 		for s, ds := range d.servers {
 			all.servers[s] = ds
+			b.servers[s] = served{ds, port.Key}
 		}
 		for _, e := range d.entries {
 			if b.counts[e]++; b.counts[e] == 1 {
@@ -223,9 +233,11 @@ func (b *Backend) applyLocked(c model.Change) error {
 		}
 	}
 	for s, ds := range now.servers {
-		if err := b.setServer(s, before.servers[s], ds, contains(before.servers, s)); err != nil {
+		old, there := b.servers[s]
+		if err := b.setServer(s, old.destinations, ds, there); err != nil {
 			return err
 		}
+		b.servers[s] = served{ds, c.Key()}
 	}
 	for _, e := range now.entries {
 		if b.counts[e]++; b.counts[e] == 1 {
@@ -234,15 +246,10 @@ func (b *Backend) applyLocked(c model.Change) error {
 			}
 		}
 	}
-	return b.removeLocked(before, now)
+	return b.removeLocked(c.Key(), before, now)
 }
 
-func contains[K comparable, V any](m map[K]V, k K) bool {
-	_, ok := m[k]
-	return ok
-}
-
-func (b *Backend) removeLocked(before, now *described) error {
+func (b *Backend) removeLocked(key model.PortKey, before, now *described) error {
 	for _, e := range before.entries {
 		if b.counts[e]--; b.counts[e] == 0 {
 			delete(b.counts, e)
@@ -252,10 +259,12 @@ func (b *Backend) removeLocked(before, now *described) error {
 		}
 	}
 	for s := range before.servers {
-		if !contains(now.servers, s) {
-			if err := b.handle.DelService(b.service(s, 0)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
-				return fmt.Errorf("virtual server %s: %w", s.addr, err)
-			}
+		if _, stays := now.servers[s]; stays || b.servers[s].by != key {
+			continue
+		}
+		delete(b.servers, s)
+		if err := b.handle.DelService(b.service(s, 0)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("virtual server %s: %w", s.addr, err)
 		}
 	}
 	for _, a := range before.addrs {
@@ -296,9 +305,4 @@ func Cleanup() error {
 	}
 	errs = append(errs, xtables.Cleanup(), dropSets(nil), netlink.LinkDel(link))
 	return errors.Join(errs...)
-}
-
-// equal tells whether nothing differs but perhaps the order.
-func (d destinations) equal(o destinations) bool {
-	return d.affinity == o.affinity && slices.Equal(d.endpoints, o.endpoints)
 }

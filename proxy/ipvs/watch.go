@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -52,19 +53,30 @@ func (b *Backend) watch() error {
 
 // tell does not wait: one who comes to restore everything restores all of it.
 func (b *Backend) tell(why string, args ...any) {
-	b.log.Warn("ipvs: what the kernel holds is to be restored", append([]any{"why", why}, args...)...)
 	select {
 	case b.tampered <- struct{}{}:
+		b.log.Warn("ipvs: what the kernel holds is to be restored", append([]any{"why", why}, args...)...)
 	default:
 	}
 }
 
-// missed tells whether an address that is gone is one that the device is to have.
+// missed tells whether an address that was removed is one that the device is to have. We may have added it again since.
 func (b *Backend) missed(u netlink.AddrUpdate) bool {
-	addr, _ := netip.AddrFromSlice(u.LinkAddress.IP)
+	removed, _ := netip.AddrFromSlice(u.LinkAddress.IP)
+	removed = removed.Unmap()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return u.LinkIndex == b.link.Attrs().Index && b.counts[addr.Unmap()] > 0
+	if u.LinkIndex != b.link.Attrs().Index || b.counts[removed] == 0 {
+		return false
+	}
+	all, err := netlink.AddrList(b.link, unix.AF_UNSPEC)
+	if err != nil {
+		return true // the device is gone
+	}
+	return !slices.ContainsFunc(all, func(a netlink.Addr) bool {
+		addr, _ := netip.AddrFromSlice(a.IP)
+		return addr.Unmap() == removed
+	})
 }
 
 func (b *Backend) look() {
@@ -79,12 +91,10 @@ func (b *Backend) look() {
 	for _, s := range all {
 		there[serverOf(s)] = true
 	}
-	for _, port := range b.ports {
-		for s := range port.servers {
-			if !there[s] {
-				b.tell("another program removed a virtual server", "server", s.addr.String())
-				return
-			}
+	for s := range b.servers {
+		if !there[s] {
+			b.tell("another program removed a virtual server", "server", s.addr.String())
+			return
 		}
 	}
 }

@@ -25,30 +25,17 @@ func Open(log *slog.Logger, hooks []Hook, pace Pace) (*Handle, error) {
 	defer cancel()
 	h := &Handle{Programs: map[model.Family]*Program{}}
 	for family := range names {
-		p, err := find(ctx, family)
+		p, err := Find(ctx, family)
 		if err != nil {
 			return nil, err
 		}
 		h.Programs[family] = p
-		p.warnOfOther(ctx, log)
 	}
 	var err error
 	if h.watch, err = newWatch(log, h.Programs, hooks, pace); err != nil {
 		return nil, fmt.Errorf("iptables: watch: %w", err)
 	}
 	return h, nil
-}
-
-// warnOfOther tells if the kernel has a kube-proxy's rules of the other kind: packets would meet both. The program for
-// legacy rules is not asked where there are no legacy tables, since it would make them.
-func (p *Program) warnOfOther(ctx context.Context, log *slog.Logger) {
-	if p.NFT && !hasLegacyTables(p.Family) {
-		return
-	}
-	ours, other := variant(p.Family, p.NFT), variant(p.Family, !p.NFT)
-	if _, err := run(ctx, other, "-t", NAT, "-S", Services); err == nil {
-		log.Warn("a kube-proxy left rules of the other kind, which packets meet too; remove them", "ours", ours, "other", other)
-	}
 }
 
 // Settled is to be called after each change, when all of it is done.

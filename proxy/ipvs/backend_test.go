@@ -1,0 +1,371 @@
+package ipvs
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/moby/ipvs"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/test/kernel"
+)
+
+// The tests change what the kernel holds, in a network namespace of their own.
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || kernel.InOwnNetwork() {
+		os.Exit(kernel.Main(m))
+	}
+	code, err := kernel.OwnNetwork()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+func newBackend(t *testing.T, s Settings) *Backend {
+	t.Helper()
+	kernel.Require(t, kernel.Root, kernel.IPVS, kernel.Command("iptables-restore"), kernel.Command("ip6tables-restore"))
+	if s.Scheduler == "" {
+		s.Scheduler = "rr"
+	}
+	b, err := New(slog.New(slog.NewTextHandler(t.Output(), nil)), s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := Cleanup(); err != nil {
+			t.Error(err)
+		}
+		for _, line := range there(t) {
+			if strings.Contains(line, "KUBE-") || !strings.HasPrefix(line, "iptables") && !strings.HasPrefix(line, "ip6tables") {
+				t.Errorf("left after Cleanup: %s", line)
+			}
+		}
+	})
+	return b
+}
+
+// there is all that the kernel holds, but for destinations that are about to leave.
+func there(t *testing.T) []string {
+	t.Helper()
+	var out []string
+	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	handle, err := ipvs.New("")
+	must(err)
+	defer handle.Close()
+	servers, err := handle.GetServices()
+	must(err)
+	for _, s := range servers {
+		say("server %v %s flags %d timeout %d", serverOf(s), s.SchedName, s.Flags&persistent, s.Timeout)
+		destinations, err := handle.GetDestinations(s)
+		must(err)
+		for _, d := range destinations {
+			if d.Weight > 0 {
+				say("server %v to %s", serverOf(s), endpointOf(d))
+			}
+		}
+	}
+	if link, err := netlink.LinkByName(device); err == nil {
+		addrs, err := netlink.AddrList(link, unix.AF_UNSPEC)
+		must(err)
+		for _, a := range addrs {
+			if !a.IP.IsLinkLocalUnicast() {
+				say("address %s", a.IPNet)
+			}
+		}
+	}
+	sets, err := netlink.IpsetListAll()
+	must(err)
+	for _, s := range sets {
+		for _, e := range s.Entries {
+			port, protocol := uint16(0), uint8(0)
+			if e.Port != nil {
+				port, protocol = *e.Port, *e.Protocol
+			}
+			say("set %s: %s %d %d %s/%d", s.SetName, e.IP, protocol, port, e.IP2, e.CIDR2)
+		}
+		if s.TypeName != "" { // the first message of a set
+			say("set %s is %s", s.SetName, s.TypeName)
+		}
+	}
+	for _, program := range []string{"iptables", "ip6tables"} {
+		text, err := exec.Command(program + "-save").Output()
+		must(err)
+		table := ""
+		for line := range strings.Lines(string(text)) {
+			if line = strings.TrimSpace(line); strings.HasPrefix(line, "*") {
+				table = line
+			}
+			if strings.HasPrefix(line, "-A ") {
+				say("%s %s %s", program, table, line)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// After any changes the kernel holds what a fresh start makes, and nobody takes our own changes for those of others.
+func TestRandomChanges(t *testing.T) {
+	for seed := range uint64(2) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			b := newBackend(t, Settings{})
+			c := modeltest.New(seed, modeltest.Network())
+			if err := b.Replace(t.Context(), c.Rules()); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 200 {
+				for range 5 {
+					c.Change(20)
+				}
+				if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
+					t.Fatalf("change %d: %v", i, err)
+				}
+			}
+			b.look()
+			select {
+			case <-b.Tampered():
+				t.Error("its own changes were taken for another's")
+			default:
+			}
+			changed := there(t)
+			for _, how := range []string{"over the old", "afresh"} {
+				if how == "afresh" {
+					if err := Cleanup(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := newBackend(t, Settings{}).Replace(t.Context(), c.Rules()); err != nil {
+					t.Fatal(err)
+				}
+				if diff := cmp.Diff(there(t), changed); diff != "" {
+					t.Errorf("-%s +changed:\n%.5000s", how, diff)
+				}
+			}
+		})
+	}
+}
+
+// Whatever objects there are, the kernel takes what follows from them, and nothing of it stays.
+func TestHostileObjects(t *testing.T) {
+	b := newBackend(t, Settings{})
+	for _, h := range modeltest.HostileObjects() {
+		t.Run(h.Name, func(t *testing.T) {
+			c := h.Cluster(modeltest.Network())
+			if err := b.Replace(t.Context(), model.Rules{Network: c.Net}); err != nil {
+				t.Fatal(err)
+			}
+			empty := there(t)
+			if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
+				t.Fatal(err)
+			}
+			changed := there(t)
+			if err := b.Replace(t.Context(), c.Rules()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(there(t), changed); diff != "" {
+				t.Errorf("-replaced +changed:\n%.2000s", diff)
+			}
+			for name := range c.Services {
+				c.State.DeleteService(name)
+			}
+			if err := b.Apply(t.Context(), c.State.Commit()); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(empty, there(t)); diff != "" {
+				t.Errorf("with all Services gone, -before +after:\n%.2000s", diff)
+			}
+		})
+	}
+}
+
+// simple is one Service, 10.96.0.1:80, with some endpoints.
+func simple(endpoints ...string) model.Rules {
+	balance := model.Route{Action: model.Balance}
+	port := &model.Port{
+		Key:       model.PortKey{Service: model.Name{Namespace: "ns", Name: "web"}, Protocol: model.TCP, Family: model.IPv4},
+		Frontends: []model.Frontend{{Kind: model.ClusterIP, Addr: netip.MustParseAddr("10.96.0.1"), Port: 80, Routes: model.Routes{balance, balance, balance}}},
+	}
+	for _, e := range endpoints {
+		port.Cluster = append(port.Cluster, model.Endpoint{Addr: netip.MustParseAddrPort(e)})
+	}
+	return model.Rules{Network: modeltest.Network(), Ports: []*model.Port{port}}
+}
+
+func TestSchedulers(t *testing.T) {
+	for _, scheduler := range []string{"rr", "wrr", "lc", "wlc", "lblc", "lblcr", "sh", "dh", "sed", "nq", "fo", "ovf", "mh"} {
+		t.Run(scheduler, func(t *testing.T) {
+			b := newBackend(t, Settings{Scheduler: scheduler})
+			if err := b.Replace(t.Context(), simple("10.244.1.1:8080", "10.244.1.2:8080")); err != nil {
+				t.Fatal(err)
+			}
+			servers, err := b.handle.GetServices()
+			if err != nil || len(servers) != 1 || servers[0].SchedName != scheduler {
+				t.Errorf("servers %+v, %v", servers, err)
+			}
+		})
+	}
+	b := newBackend(t, Settings{Scheduler: "nosuch"})
+	if err := b.Replace(t.Context(), simple("10.244.1.1:8080")); err == nil || !strings.Contains(err.Error(), `scheduler "nosuch"`) {
+		t.Errorf("a scheduler that the kernel does not have: %v", err)
+	}
+}
+
+// What somebody else takes away is noticed, and made again.
+func TestTampered(t *testing.T) {
+	b := newBackend(t, Settings{})
+	rules := simple("10.244.1.1:8080")
+	if err := b.Replace(t.Context(), rules); err != nil {
+		t.Fatal(err)
+	}
+	before := there(t)
+	for what, tamper := range map[string]func() error{
+		"address": func() error { return netlink.AddrDel(b.link, deviceAddr(netip.MustParseAddr("10.96.0.1"))) },
+		"device":  func() error { return netlink.LinkDel(b.link) },
+		"rules":   func() error { return exec.Command("iptables", "-t", "nat", "-F").Run() },
+		"servers": func() error {
+			err := b.handle.Flush()
+			b.look()
+			return err
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			if err := tamper(); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-b.Tampered():
+			case <-time.After(time.Minute):
+				t.Fatal("nobody noticed")
+			}
+			if err := b.Replace(t.Context(), rules); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(before, there(t)); diff != "" {
+				t.Errorf("-before +restored:\n%s", diff)
+			}
+		})
+	}
+}
+
+// Virtual servers of others, in ranges that are excluded, are left alone.
+func TestExclude(t *testing.T) {
+	b := newBackend(t, Settings{Exclude: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}})
+	other := b.service(server{netip.MustParseAddrPort("192.0.2.1:80"), model.TCP}, 0)
+	if err := b.handle.NewService(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Replace(t.Context(), simple("10.244.1.1:8080")); err != nil {
+		t.Fatal(err)
+	}
+	b.look()
+	if !b.handle.IsServicePresent(other) {
+		t.Error("it is gone")
+	}
+	if err := b.handle.DelService(other); err != nil {
+		t.Error(err)
+	}
+}
+
+// A destination with a connection stays until that is over, and gets no new ones.
+func TestGracefulTermination(t *testing.T) {
+	b := newBackend(t, Settings{})
+	if err := kernel.LoopbackUp(); err != nil {
+		t.Fatal(err)
+	}
+	endpoint := func(addr string) (string, net.Listener) {
+		link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "pods" + addr[len(addr)-1:]}}
+		if err := netlink.LinkAdd(link); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := netlink.LinkDel(link); err != nil {
+				t.Error(err)
+			}
+		})
+		if err := netlink.LinkSetUp(link); err != nil {
+			t.Fatal(err)
+		}
+		if err := netlink.AddrAdd(link, deviceAddr(netip.MustParseAddr(addr))); err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.Listen("tcp", addr+":8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		return l.Addr().String(), l
+	}
+	one, listener := endpoint("10.244.1.1")
+	two, _ := endpoint("10.244.1.2")
+	if err := b.Replace(t.Context(), simple(one)); err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.DialTimeout("tcp", "10.96.0.1:80", 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served, err := listener.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Apply(t.Context(), []model.Change{{Old: simple(one).Ports[0], New: simple(two).Ports[0]}}); err != nil {
+		t.Fatal(err)
+	}
+	b.look()
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Error(err)
+	}
+	if n, err := served.Read(make([]byte, 1)); n != 1 {
+		t.Errorf("the connection did not stay: %v", err)
+	}
+	destinations := func() (out []string) {
+		t.Helper()
+		all, err := b.handle.GetDestinations(b.service(server{netip.MustParseAddrPort("10.96.0.1:80"), model.TCP}, 0))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range all {
+			out = append(out, fmt.Sprintf("%s weight %d", endpointOf(d), d.Weight))
+		}
+		slices.Sort(out)
+		return out
+	}
+	if diff := cmp.Diff([]string{one + " weight 0", two + " weight 1"}, destinations()); diff != "" {
+		t.Errorf("while the connection is open (-want +there):\n%s", diff)
+	}
+	if err := conn.(*net.TCPConn).SetLinger(0); err != nil { // so that Close resets it
+		t.Fatal(err)
+	}
+	conn.Close()
+	served.Close()
+	for end := time.Now().Add(90 * time.Second); ; time.Sleep(time.Second) {
+		if b.look(); len(destinations()) == 1 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the destination never goes: %v", destinations())
+		}
+	}
+}
