@@ -3,8 +3,11 @@ package xtables
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+
+	"github.com/orlop/orlop/proxy/model"
 )
 
 // Listing is what the kernel holds, asked for chain by chain: a program for nftables takes seconds for all of many chains. It
@@ -16,14 +19,18 @@ type Listing struct {
 	listed  map[string]bool // tables
 }
 
-// List begins to read what the kernel has.
-func List(ctx context.Context, p *Program) (*Listing, error) {
+// List begins to read what the kernel has of a family, made by the program that the node has.
+func List(ctx context.Context, f model.Family) (*Listing, error) {
+	p, err := find(ctx, f)
+	if err != nil {
+		return nil, err
+	}
 	l := &Listing{program: p, chains: map[ChainID][]string{}, listed: map[string]bool{}}
 	if !p.NFT {
 		return l, nil
 	}
 	l.names = map[ChainID]bool{}
-	names, err := chainNames(p.Family)
+	names, err := chainNames(f)
 	for _, id := range names {
 		l.names[id] = true
 	}
@@ -49,6 +56,7 @@ func (l *Listing) Rules(ctx context.Context, table, chain string) ([]string, err
 		return nil, fmt.Errorf("table %s has no chain %s", table, chain)
 	case !l.program.NFT || len(l.chains) >= manyChains:
 		l.listed[table], chain = true, ""
+		maps.DeleteFunc(l.chains, func(id ChainID, _ []string) bool { return id.Table == table })
 	}
 	lines, err := l.program.List(ctx, table, chain)
 	if err != nil {

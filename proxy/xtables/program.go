@@ -26,8 +26,8 @@ type Program struct {
 
 var names = map[model.Family]string{model.IPv4: "iptables", model.IPv6: "ip6tables"}
 
-// Find asks iptables which kind it is: "iptables v1.8.9 (nf_tables)".
-func Find(ctx context.Context, f model.Family) (*Program, error) {
+// find asks iptables which kind it is: "iptables v1.8.9 (nf_tables)".
+func find(ctx context.Context, f model.Family) (*Program, error) {
 	name := names[f]
 	out, err := exec.CommandContext(ctx, name, "--version").Output()
 	if errors.Is(err, exec.ErrNotFound) {

@@ -25,7 +25,7 @@ func Open(log *slog.Logger, hooks []Hook, pace Pace) (*Handle, error) {
 	defer cancel()
 	h := &Handle{Programs: map[model.Family]*Program{}}
 	for family := range names {
-		p, err := Find(ctx, family)
+		p, err := find(ctx, family)
 		if err != nil {
 			return nil, err
 		}
