@@ -138,12 +138,15 @@ VM_PACKAGES := oci/cgroup oci/ns conmon/child conmon storage server/host server/
 # Once more with our own cgroups instead of systemd's, and with SELinux in force.
 VM_CGROUPFS := Test(Resources|UpdateResources|Devices|CgroupParent|Stats|OOMKilled|PodLifecycle|ExecTimeout|ExecsLeaveNothing|Reboot|StatusAndVersion)$$
 VM_SELINUX := Test(SELinux|PodsAreKeptApart|Relabel|Container$$|ContainerLifecycle|Mount|RecursiveReadOnly|ImageVolume|Privileged|Devices|Seccomp|UserNamespace|SharedPID|TargetPID|SharedMemory|Sysctls|OOMKilled|ExecSync|ExecStream$$|ExecTerminal|StdinOnce|PortForward|PullTogether|Reboot)
+# Mode ipvs of the proxy, and the change from each mode to each other one.
+VM_IPVS := ^Test(Packets|Killed|UDPFollows)$$/ipvs|TestLeavesNoTrace|Test(Describe|Rules|RandomChanges|HostileObjects|Schedulers|Tampered|Exclude|GracefulTermination)$$
 vm: build test-images demo-image ## run the suites that depend on the kernel in a virtual machine
 	@test -x $(VM_RUN) || { echo "vm: no $(VM_RUN); set VM_RUN to a program that runs a command in a machine"; exit 1; }
 	@mkdir -p $(BUILD)/vm
-	@for p in $(VM_PACKAGES); do go test -c -o $(BUILD)/vm/$$(echo $$p | tr / -).test ./$$p || exit 1; done
+	@for p in $(VM_PACKAGES) proxy/ipvs test/proxy; do go test -c -o $(BUILD)/vm/$$(echo $$p | tr / -).test ./$$p || exit 1; done
 	@$(VM_RUN) --timeout 600 -- contrib/vm-systemd.sh
 	@$(VM_RUN) --timeout 3000 -- contrib/vm-tests.sh $(VM_PACKAGES)
+	@$(VM_RUN) --timeout 2400 -- contrib/vm-tests.sh -run '$(VM_IPVS)' proxy/ipvs test/proxy
 	@$(VM_RUN) --timeout 1200 -- env ORLOP_TEST_CGROUP_DRIVER=cgroupfs contrib/vm-tests.sh -run '$(VM_CGROUPFS)' test/e2e
 	@$(VM_RUN) --timeout 1800 --selinux enforcing -- contrib/vm-tests.sh -run '$(VM_SELINUX)' server/label test/e2e
 
