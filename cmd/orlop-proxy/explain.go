@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -17,6 +16,7 @@ import (
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/config"
 	"github.com/orlop/orlop/proxy/explain"
+	"github.com/orlop/orlop/proxy/iptables"
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/nft"
 )
@@ -92,6 +92,10 @@ type explainer struct {
 func (e explainer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	name, port := parseService(r.URL.Query().Get("service"))
 	all, network := e.proxy.Explain(name)
+	if len(network.Families) == 0 {
+		http.Error(w, "the first rules are being set; ask again in a moment", http.StatusServiceUnavailable)
+		return
+	}
 	if len(all) == 0 {
 		http.Error(w, fmt.Sprintf("service %s: this node's proxy has none of that name, or it has no ClusterIP (headless, ExternalName)", name), http.StatusNotFound)
 		return
@@ -103,7 +107,7 @@ func (e explainer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("service %s has no port %s", name, port), http.StatusNotFound)
 		return
 	}
-	kernel, err := e.kernel(network)
+	kernel, err := e.kernel(r.Context(), network)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
@@ -111,7 +115,7 @@ func (e explainer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	out := json.NewEncoder(w)
 	out.SetIndent("", "  ")
-	_ = out.Encode(explain.Of(all, network, kernel)) // whoever asked has gone
+	_ = out.Encode(explain.Of(r.Context(), all, network, kernel)) // whoever asked has gone
 }
 
 func hasPort(p *model.Port, number string) bool {
@@ -128,41 +132,19 @@ func parseService(text string) (model.Name, string) {
 }
 
 // kernel reads the rules back, where that can be done.
-func (e explainer) kernel(network model.Network) (explain.Kernel, error) {
-	if e.mode != config.NFTables {
-		return nil, nil
-	}
-	out := nftRules{network: network, tables: map[model.Family]*nft.Table{}}
+func (e explainer) kernel(ctx context.Context, network model.Network) (map[model.Family]explain.Kernel, error) {
+	out := map[model.Family]explain.Kernel{}
 	for _, f := range network.Families {
-		t, err := nft.Read(f)
+		var err error
+		switch e.mode {
+		case config.NFTables:
+			out[f], err = nft.Read(f)
+		case config.IPTables:
+			out[f], err = iptables.Read(ctx, f)
+		}
 		if err != nil {
 			return nil, err
 		}
-		out.tables[f] = t
 	}
 	return out, nil
-}
-
-// nftRules are what the kernel has in mode nftables.
-type nftRules struct {
-	network model.Network
-	tables  map[model.Family]*nft.Table
-}
-
-// Follow is of explain.Kernel.
-func (n nftRules) Follow(p model.Packet) (explain.Ending, error) {
-	in := n.network.Local.Bridge + n.network.Local.InterfacePrefix
-	switch {
-	case p.From == model.FromNode:
-		in = ""
-	case p.From == model.FromOutside || in == "":
-		in = "outside"
-	}
-	out, err := n.tables[model.FamilyOf(p.To.Addr())].Trace(nft.Packet{
-		From: netip.AddrPortFrom(p.SourceAddr, 40000), To: p.To, Protocol: p.Protocol, In: in,
-		Local: func(a netip.Addr) bool {
-			return slices.Contains(n.network.NodeIPs, a) || slices.Contains(n.network.NodePorts, a)
-		},
-	})
-	return explain.Ending{Endpoints: out.Endpoints, Masquerade: out.Masquerade, Dropped: out.Dropped, Rejected: out.Rejected}, err
 }

@@ -171,6 +171,50 @@ func TestRandomChanges(t *testing.T) {
 	})
 }
 
+// What the kernel holds does what the model says, in the forms in which each kind of iptables lists it: with any network, and
+// with rules of others beside ours.
+func TestKernelAgrees(t *testing.T) {
+	forEachKind(t, func(t *testing.T) {
+		b := newBackend(t)
+		for _, others := range []string{"iptables -A FORWARD -m hashlimit --hashlimit-name x --hashlimit-above 9/sec -j DROP", "ip6tables -t nat -I PREROUTING -p tcp -j LOG"} {
+			rule := strings.Fields(others)
+			if err := do(rule...); err != nil {
+				t.Fatal(err)
+			}
+			rule[slices.IndexFunc(rule, func(w string) bool { return w == "-A" || w == "-I" })] = "-D"
+			t.Cleanup(func() {
+				if err := do(rule...); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		t.Cleanup(func() { // what is the kubelet's, too, stays otherwise
+			for _, command := range []string{"-D INPUT -j KUBE-FIREWALL", "-D OUTPUT -j KUBE-FIREWALL", "-F KUBE-FIREWALL", "-X KUBE-FIREWALL"} {
+				if err := do(append([]string{"iptables"}, strings.Fields(command)...)...); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		for name, network := range networks() {
+			c := modeltest.New(7, network)
+			for range 60 {
+				c.Change(8)
+			}
+			c.State.Commit()
+			if err := b.Replace(t.Context(), c.Rules()); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			for i, family := range network.Families {
+				rules, err := Read(t.Context(), family)
+				if err != nil {
+					t.Fatal(err)
+				}
+				agree(t, c, i, rules)
+			}
+		}
+	})
+}
+
 // What somebody else does to our rules is told; what others do to theirs, in the same tables, is not.
 func TestTampered(t *testing.T) {
 	forEachKind(t, func(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/proxy/trace"
 	"github.com/orlop/orlop/proxy/xtables"
 )
 
@@ -69,31 +70,37 @@ func (p *played) apply(t *testing.T, changes []model.Change) {
 func (p *played) agree(t *testing.T, c *modeltest.Cluster) {
 	t.Helper()
 	for i, family := range c.Net.Families {
-		local := func(a netip.Addr) bool {
-			return a == modeltest.NodeSource[i] || a == modeltest.SecondAddress[i] || a.IsLoopback()
-		}
-		for _, to := range c.Targets(i) {
-			for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
-				for source, in := range []string{"cni0", "", "eth0"} {
-					addr := [][2]netip.Addr{modeltest.PodSource, modeltest.NodeSource, modeltest.OutsideSource}[source][i]
-					got, err := p.rules[family].trace(packet{from: model.Source(source), source: addr, to: to, protocol: protocol, in: in, local: local})
-					if err != nil {
-						t.Fatalf("%s to %s: %v", addr, to, err)
-					}
-					want, said := expected(c, model.Packet{From: model.Source(source), SourceAddr: addr, To: to, Protocol: protocol,
-						ToNode: c.Net.AllNodePorts && local(to.Addr()) || slices.Contains(c.Net.NodePorts, to.Addr())})
-					if fmt.Sprint(got) != fmt.Sprint(want) {
-						t.Fatalf("%s to %s %s: the rules say %+v, the model %+v: %+v", addr, to, protocol, got, want, said)
-					}
+		agree(t, c, i, p.rules[family].tracer())
+	}
+}
+
+// agree is of the rules of a family: 0 for IPv4.
+func agree(t *testing.T, c *modeltest.Cluster, family int, rules *Rules) {
+	t.Helper()
+	local := func(a netip.Addr) bool {
+		return a == modeltest.NodeSource[family] || a == modeltest.SecondAddress[family] || a.IsLoopback()
+	}
+	for _, to := range c.Targets(family) {
+		for _, protocol := range []model.Protocol{model.TCP, model.UDP, model.SCTP} {
+			for source, in := range []string{"cni0", "", "eth0"} {
+				addr := [][2]netip.Addr{modeltest.PodSource, modeltest.NodeSource, modeltest.OutsideSource}[source][family]
+				got, err := rules.Trace(t.Context(), trace.Packet{From: netip.AddrPortFrom(addr, 40000), To: to, Protocol: protocol, In: in, Local: local})
+				if err != nil {
+					t.Fatalf("%s to %s: %v", addr, to, err)
+				}
+				want, said := expected(c, model.Packet{From: model.Source(source), SourceAddr: addr, To: to, Protocol: protocol,
+					ToNode: c.Net.AllNodePorts && local(to.Addr()) || slices.Contains(c.Net.NodePorts, to.Addr())})
+				if fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Fatalf("%s to %s %s: the rules say %+v, the model %+v: %+v", addr, to, protocol, got, want, said)
 				}
 			}
 		}
 	}
 }
 
-func expected(c *modeltest.Cluster, p model.Packet) (outcome, model.Outcome) {
+func expected(c *modeltest.Cluster, p model.Packet) (trace.Ending, model.Outcome) {
 	o := c.State.Trace(p)
-	var out outcome
+	var out trace.Ending
 	switch {
 	case o.Port == nil: // nobody's: this backend has no rules for addresses without a Service
 	case o.Route.Action == model.Reject:
@@ -174,19 +181,19 @@ func onePort(change func(*model.Port)) *model.Port {
 	return p
 }
 
-var toWeb = packet{source: modeltest.PodSource[0], to: netip.MustParseAddrPort("10.96.0.10:80"), protocol: model.TCP, in: "cni0",
-	local: func(netip.Addr) bool { return false }}
+var toWeb = trace.Packet{From: netip.AddrPortFrom(modeltest.PodSource[0], 40000), To: netip.MustParseAddrPort("10.96.0.10:80"), Protocol: model.TCP,
+	In: "cni0", Local: func(netip.Addr) bool { return false }}
 
 // An endpoint that reaches itself sees an address of the node; one that reaches another does not.
 func TestHairpin(t *testing.T) {
 	p := play(t, model.Rules{Network: modeltest.Network(), Ports: []*model.Port{onePort(func(p *model.Port) { p.Cluster = p.Cluster[:1] })}})
-	got, err := p.rules[model.IPv4].trace(toWeb)
+	got, err := p.rules[model.IPv4].tracer().Trace(t.Context(), toWeb)
 	if err != nil || !got.Masquerade || fmt.Sprint(got.Endpoints) != "[10.244.0.5:8080]" {
 		t.Errorf("an endpoint to itself: %+v, %v", got, err)
 	}
 	other := toWeb
-	other.source = netip.MustParseAddr("10.244.0.6")
-	if got, err := p.rules[model.IPv4].trace(other); err != nil || got.Masquerade {
+	other.From = netip.MustParseAddrPort("10.244.0.6:40000")
+	if got, err := p.rules[model.IPv4].tracer().Trace(t.Context(), other); err != nil || got.Masquerade {
 		t.Errorf("another pod: %+v, %v", got, err)
 	}
 }
@@ -196,9 +203,8 @@ func TestAffinity(t *testing.T) {
 	port := onePort(func(p *model.Port) { p.Affinity = 90*time.Minute + time.Millisecond })
 	p := play(t, model.Rules{Network: modeltest.Network(), Ports: []*model.Port{port}})
 	for _, e := range port.Cluster {
-		client := toWeb
-		client.known = map[string]bool{endpointChain(port.Key, e.Addr): true}
-		got, err := p.rules[model.IPv4].trace(client)
+		known := map[string]bool{endpointChain(port.Key, e.Addr): true}
+		got, err := p.rules[model.IPv4].tracer().trace(t.Context(), toWeb, known)
 		if err != nil || fmt.Sprint(got.Endpoints) != fmt.Sprint([]netip.AddrPort{e.Addr}) {
 			t.Errorf("a client of %s: %+v, %v", e.Addr, got, err)
 		}
@@ -219,16 +225,17 @@ func TestLoopback(t *testing.T) {
 		p.Frontends = []model.Frontend{{Kind: model.NodePort, Port: 30080, Routes: model.Routes{masquerade, masquerade, masquerade}}}
 	})
 	local := func(a netip.Addr) bool { return a.IsLoopback() }
-	node := packet{source: netip.MustParseAddr("127.0.0.1"), to: netip.MustParseAddrPort("127.0.0.1:30080"), protocol: model.TCP, local: local}
-	stranger := packet{source: modeltest.OutsideSource[0], to: netip.MustParseAddrPort("127.0.0.1:10249"), protocol: model.TCP, in: "eth0", local: local}
+	node := trace.Packet{From: netip.MustParseAddrPort("127.0.0.1:40000"), To: netip.MustParseAddrPort("127.0.0.1:30080"), Protocol: model.TCP, Local: local}
+	stranger := trace.Packet{From: netip.AddrPortFrom(modeltest.OutsideSource[0], 40000), To: netip.MustParseAddrPort("127.0.0.1:10249"),
+		Protocol: model.TCP, In: "eth0", Local: local}
 	for _, served := range []bool{false, true} {
 		network := modeltest.Network()
 		network.AllNodePorts, network.LocalhostNodePorts = true, served
 		p := play(t, model.Rules{Network: network, Ports: []*model.Port{port}})
-		if got, err := p.rules[model.IPv4].trace(node); err != nil || (len(got.Endpoints) == 2) != served {
+		if got, err := p.rules[model.IPv4].tracer().Trace(t.Context(), node); err != nil || (len(got.Endpoints) == 2) != served {
 			t.Errorf("served %t: %+v, %v", served, got, err)
 		}
-		if got, err := p.rules[model.IPv4].trace(stranger); err != nil || got.Dropped != served {
+		if got, err := p.rules[model.IPv4].tracer().Trace(t.Context(), stranger); err != nil || got.Dropped != served {
 			t.Errorf("served %t: from outside: %+v, %v", served, got, err)
 		}
 	}

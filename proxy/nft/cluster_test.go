@@ -8,6 +8,7 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/modeltest"
+	"github.com/orlop/orlop/proxy/trace"
 )
 
 // agree sends each packet through the model and through the rules that the kernel has.
@@ -29,7 +30,7 @@ func agree(t *testing.T, c *modeltest.Cluster) {
 		for _, to := range c.Targets(family) {
 			for _, protocol := range []model.Protocol{model.TCP, model.UDP} {
 				for source, in := range []string{"cni0", "", "eth0"} {
-					p := Packet{To: to, Protocol: protocol, In: in}
+					p := trace.Packet{To: to, Protocol: protocol, In: in}
 					addr := [][2]netip.Addr{modeltest.PodSource, modeltest.NodeSource, modeltest.OutsideSource}[source][family]
 					p.From = netip.AddrPortFrom(addr, 40000)
 					p.Local = func(a netip.Addr) bool {
@@ -37,7 +38,7 @@ func agree(t *testing.T, c *modeltest.Cluster) {
 					}
 					want := expect(c, model.Packet{From: model.Source(source), SourceAddr: addr, To: to, Protocol: protocol,
 						ToNode: c.Net.AllNodePorts && p.Local(to.Addr()) || slices.Contains(c.Net.NodePorts, to.Addr())}, clusterIPs)
-					got, err := table.Trace(p)
+					got, err := table.Trace(t.Context(), p)
 					if err != nil {
 						t.Fatalf("%v to %v: %v", p.From, to, err)
 					}
@@ -51,9 +52,9 @@ func agree(t *testing.T, c *modeltest.Cluster) {
 	}
 }
 
-func expect(c *modeltest.Cluster, p model.Packet, clusterIPs map[netip.Addr]bool) Outcome {
+func expect(c *modeltest.Cluster, p model.Packet, clusterIPs map[netip.Addr]bool) trace.Ending {
 	o := c.State.Trace(p)
-	var out Outcome
+	var out trace.Ending
 	switch {
 	case o.Port == nil && clusterIPs[p.To.Addr()]:
 		out.Rejected = true

@@ -3,6 +3,7 @@ package nft
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -13,41 +14,23 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
-	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/trace"
 )
 
-// Packet is the first one of a connection as the kernel sees it.
-type Packet struct {
-	From, To netip.AddrPort
-	Protocol model.Protocol
-	// In is the interface at which it comes in; empty for one that this node sends.
-	In string
-	// Local tells whether an address is one of this node's.
-	Local func(netip.Addr) bool
-}
-
-// Outcome is where a packet ends by the rules that the kernel has.
-type Outcome struct {
-	// Endpoints are those that it may be sent to, in order; none if no rule gave it another address.
-	Endpoints         []netip.AddrPort
-	Masquerade        bool
-	Dropped, Rejected bool
-}
-
 // Trace follows a packet through the rules. It fails for a rule that it doesn't understand: then somebody else wrote it.
-func (t *Table) Trace(p Packet) (Outcome, error) {
+func (t *Table) Trace(_ context.Context, p trace.Packet) (trace.Ending, error) {
 	first, err := t.once(p, 0)
 	if err != nil {
-		return Outcome{}, err
+		return trace.Ending{}, err
 	}
 	out := first.outcome
 	for choice := uint32(1); choice < first.choices; choice++ { // each value that the random number may have
 		run, err := t.once(p, choice)
 		if err != nil {
-			return Outcome{}, err
+			return trace.Ending{}, err
 		}
 		if run.outcome.Dropped != out.Dropped || run.outcome.Rejected != out.Rejected {
-			return Outcome{}, fmt.Errorf("choice %d ends otherwise than choice 0", choice)
+			return trace.Ending{}, fmt.Errorf("choice %d ends otherwise than choice 0", choice)
 		}
 		out.Masquerade = out.Masquerade || run.outcome.Masquerade
 		out.Endpoints = append(out.Endpoints, run.outcome.Endpoints...)
@@ -59,20 +42,20 @@ func (t *Table) Trace(p Packet) (Outcome, error) {
 // run is one packet on its way.
 type run struct {
 	table   *Table
-	packet  Packet
+	packet  trace.Packet
 	to      netip.AddrPort // where it goes by now
 	mark    uint32
 	regs    [16 * 4]byte
 	choice  uint32
 	choices uint32 // how many values the random number has
-	outcome Outcome
+	outcome trace.Ending
 }
 
 // errEnd ends a packet's way.
 var errEnd = errors.New("end")
 
 // once goes through the hooks in the order in which the kernel does.
-func (t *Table) once(p Packet, choice uint32) (*run, error) {
+func (t *Table) once(p trace.Packet, choice uint32) (*run, error) {
 	r := &run{table: t, packet: p, to: p.To, choice: choice}
 	first := nftables.ChainHookPrerouting
 	if p.In == "" {

@@ -359,40 +359,6 @@ func (n *topology) get(t *testing.T, from netip.AddrPort) (int, string) {
 	return r.StatusCode, string(body)
 }
 
-// A person learns where packets go, and when the kernel has other rules than it should.
-func TestExplain(t *testing.T) {
-	n := network(t)
-	p := newProgram(t, modes[0].name)
-	p.write(service(0, nodePort(30080), externalLocal), slice(0, "web", "pod-a", "remote-a", "pod-b notready"))
-	p.start()
-	n.eventually(t, 0, packet{from: "outside", to: "node:30080", want: "pod-a kept"})
-	explain := func(args ...string) string {
-		t.Helper()
-		out, err := exec.Command(p.path, append([]string{"explain"}, args...)...).CombinedOutput()
-		if err != nil {
-			t.Fatalf("explain %v: %v: %s", args, err, out)
-		}
-		return string(out)
-	}
-	text := explain("web")
-	for _, want := range []string{
-		"default/web:http, TCP over IPv4", "ClusterIP 10.96.0.1:80", "from pods       one of 10.244.0.2:8080, 10.244.1.2:8080 (policy Cluster)",
-		"from outside    10.244.0.2:8080 (policy Local)", "not used: it is not ready", "The kernel's rules say the same.",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no %q in:\n%s", want, text)
-		}
-	}
-	if out := explain("default/web:80", "-o", "json"); !strings.Contains(out, `"service": "default/web"`) {
-		t.Errorf("json: %s", out)
-	}
-	out, err := exec.Command(p.path, "explain", "nobody").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "service default/nobody") {
-		t.Errorf("a Service that isn't there: %v, %s", err, out)
-	}
-	t.Logf("\n%s", text)
-}
-
 // NodePorts that are served at a range of addresses are served at one that an interface gets while the program runs, and no
 // longer at one that it loses.
 func TestNodePortAddressesMove(t *testing.T) {

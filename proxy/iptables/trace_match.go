@@ -56,7 +56,7 @@ func (w *way) matches(words []string) (bool, []string, error) {
 			if loaded = value; optionsOf[value] == nil {
 				return false, nil, fmt.Errorf("match %q is not known", value)
 			}
-		case loaded == "recent" && optionsOf["recent"] != nil && strings.HasPrefix(option, "--"):
+		case loaded == "recent" && strings.HasPrefix(option, "--"):
 			recent[option] = value
 		default:
 			ok, err := w.match(option, value)
@@ -76,14 +76,14 @@ func (w *way) match(option, value string) (bool, error) {
 	case "-d":
 		return inMask(w.now.Addr(), value)
 	case "-s":
-		return inMask(p.source, value)
+		return inMask(p.From.Addr(), value)
 	case "-p":
-		return value == p.protocol.String(), nil
+		return value == p.Protocol.String(), nil
 	case "-i":
 		if prefix, ok := strings.CutSuffix(value, "+"); ok {
-			return strings.HasPrefix(p.in, prefix), nil
+			return strings.HasPrefix(p.In, prefix), nil
 		}
-		return p.in == value, nil
+		return p.In == value, nil
 	case "--dport":
 		low, high, isRange := strings.Cut(value, ":")
 		if !isRange {
@@ -91,14 +91,14 @@ func (w *way) match(option, value string) (bool, error) {
 		}
 		return between(w.now.Port(), low, high)
 	case "--src-type", "--dst-type":
-		addr := p.source
+		addr := p.From.Addr()
 		if option == "--dst-type" {
 			addr = w.now.Addr()
 		}
 		if value != "LOCAL" {
 			return false, fmt.Errorf("type %s is not understood", value)
 		}
-		return p.local(addr), nil
+		return p.Local(addr), nil
 	case "--ctstate":
 		return w.inState(strings.Split(value, ","))
 	case "--mark":
@@ -155,7 +155,7 @@ func (w *way) inState(states []string) (bool, error) {
 			return false, fmt.Errorf("state %s is not understood", s)
 		}
 	}
-	return slices.Contains(states, "NEW") || slices.Contains(states, "DNAT") && w.now != w.packet.to, nil
+	return slices.Contains(states, "NEW") || slices.Contains(states, "DNAT") && w.now != w.packet.To, nil
 }
 
 func (w *way) byChance(probability string) (bool, error) {
@@ -181,7 +181,7 @@ func (w *way) recent(options map[string]string) (bool, error) {
 	_, set := options["--set"]
 	_, bySource := options["--rsource"]
 	switch {
-	case check == set || !bySource || options["--name"] == "" || options["--mask"] != families[model.FamilyOf(w.packet.source)].clientMask:
+	case check == set || !bySource || options["--name"] == "" || options["--mask"] != families[model.FamilyOf(w.packet.To.Addr())].clientMask:
 		return false, fmt.Errorf("match recent with %v is not understood", options)
 	case set:
 		return true, nil
@@ -189,5 +189,5 @@ func (w *way) recent(options map[string]string) (bool, error) {
 	if _, reap := options["--reap"]; !reap || options["--seconds"] == "" {
 		return false, fmt.Errorf("clients are never forgotten: %v", options)
 	}
-	return w.packet.known[options["--name"]], nil
+	return w.known[options["--name"]], nil
 }

@@ -1,0 +1,155 @@
+package proxy
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/orlop/orlop/proxy/explain"
+	"github.com/orlop/orlop/proxy/iptables"
+	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/nft"
+	"github.com/orlop/orlop/test/kernel"
+)
+
+// readers read back what the kernel has, in the modes in which that can be done.
+var readers = map[string]func(t *testing.T, f model.Family) (explain.Kernel, error){
+	"nftables": func(_ *testing.T, f model.Family) (explain.Kernel, error) { return nft.Read(f) },
+	"iptables": func(t *testing.T, f model.Family) (explain.Kernel, error) { return iptables.Read(t.Context(), f) },
+}
+
+// explained are the differences that a person is told of a Service, in IPv4.
+func explained(t *testing.T, state *model.State, mode string) []string {
+	t.Helper()
+	kernel, err := readers[mode](t, model.IPv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, r := range explain.Of(t.Context(), state.Explain(model.Name{Namespace: "default", Name: "web"}), defaultNetwork(), map[model.Family]explain.Kernel{model.IPv4: kernel}) {
+		if r.Kernel == "" {
+			t.Fatal("the kernel was not read")
+		}
+		out = append(out, r.Differences...)
+	}
+	return out
+}
+
+// Whatever somebody does to the rules of a Service, it is told what the kernel does now and what it should.
+func TestExplainDifferences(t *testing.T) {
+	network(t)
+	for _, tt := range []struct {
+		what     string
+		nftables string
+		iptables string
+		want     string
+	}{
+		{"what leads to Services is gone", "flush chain ip kube-proxy services", "-t nat -F KUBE-SERVICES", "10.96.0.1:80 from pod: the model says [10.244.0.2:8080 10.244.1.2:8080], the kernel has "},
+		{"an endpoint is gone", "delete element ip kube-proxy cluster-endpoints { 10.96.0.1 . tcp . 80 . 0 }", "-t nat -F CHAIN-OF-ENDPOINT", "10.96.0.1:80"},
+		{"what is to be masqueraded is not", "flush chain ip kube-proxy masquerading", "-t nat -F KUBE-MARK-MASQ", "10.96.0.1:80 from node: the model says [10.244.0.2:8080 10.244.1.2:8080] masqueraded, the kernel has [10.244.0.2:8080 10.244.1.2:8080]"},
+		{"everybody may come", "flush map ip kube-proxy firewall-ips", "-t nat -I CHAIN-OF-SOURCES -j CHAIN-OF-EXTERNAL", "198.51.100.1:80 from a source that may not come: the model says drop, the kernel has [10.244.0.2:8080 10.244.1.2:8080] masqueraded"},
+		{"a rule that nobody of us wrote", "insert rule ip kube-proxy services ip ttl 3 drop", "-t nat -I KUBE-SERVICES -m ttl --ttl-eq 3 -j ACCEPT", "10.96.0.1:80: "},
+	} {
+		for name, change := range map[string]string{"nftables": tt.nftables, "iptables": tt.iptables} {
+			t.Run(name+"/"+tt.what, func(t *testing.T) {
+				kernel.Require(t, kernel.Command("nft"), kernel.Command("iptables"))
+				at := slices.IndexFunc(modes, func(m mode) bool { return m.name == name })
+				backend := modes[at].start(t)
+				state := webWithSources(t)
+				if err := backend.Replace(t.Context(), model.Rules{Network: defaultNetwork(), Ports: slices.Collect(state.Ports())}); err != nil {
+					t.Fatal(err)
+				}
+				if got := explained(t, state, name); len(got) > 0 {
+					t.Fatalf("before: %q", got)
+				}
+				if name == "nftables" {
+					command(t, "nft", change)
+				} else {
+					command(t, "iptables", strings.Fields(chainsOfWeb(t).Replace(change))...)
+				}
+				got := explained(t, state, name)
+				if !slices.ContainsFunc(got, func(d string) bool { return strings.HasPrefix(d, tt.want) }) {
+					t.Errorf("told\n%s\nwant\n%s", strings.Join(got, "\n"), tt.want)
+				}
+			})
+		}
+	}
+}
+
+func webWithSources(t *testing.T) *model.State {
+	t.Helper()
+	state, err := stateOf(defaultNetwork(), []runtime.Object{
+		service(0, loadBalancer(family(0).public(1)), sources("203.0.113.0/24"), nodePort(30080)), slice(0, "web", "pod-a", "remote-a"),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state
+}
+
+// chainsOfWeb finds how chains are called that have hashes in their names.
+func chainsOfWeb(t *testing.T) *strings.Replacer {
+	t.Helper()
+	out, err := exec.Command("iptables", "-t", "nat", "-S").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pairs []string
+	for name, prefix := range map[string]string{"CHAIN-OF-ENDPOINT": "-N KUBE-SEP-", "CHAIN-OF-SOURCES": "-N KUBE-FW-", "CHAIN-OF-EXTERNAL": "-N KUBE-EXT-"} {
+		_, rest, found := strings.Cut(string(out), prefix)
+		if !found {
+			t.Fatalf("no %s in\n%s", prefix, out)
+		}
+		hash, _, _ := strings.Cut(rest, "\n")
+		pairs = append(pairs, name, strings.TrimPrefix(prefix, "-N ")+hash)
+	}
+	return strings.NewReplacer(pairs...)
+}
+
+// A person learns where packets go, and when the kernel has other rules than it should.
+func TestExplain(t *testing.T) {
+	n := network(t)
+	for mode := range readers {
+		t.Run(mode, func(t *testing.T) { explainIn(t, n, mode) })
+	}
+}
+
+func explainIn(t *testing.T, n *topology, mode string) {
+	p := newProgram(t, mode)
+	p.write(service(0, nodePort(30080), externalLocal), slice(0, "web", "pod-a", "remote-a", "pod-b notready"))
+	p.start()
+	n.eventually(t, 0, packet{from: "outside", to: "node:30080", want: "pod-a kept"})
+	explain := func(args ...string) string {
+		t.Helper()
+		for {
+			out, err := exec.Command(p.path, append([]string{"explain"}, args...)...).CombinedOutput()
+			if strings.Contains(string(out), "the first rules are being set") {
+				continue // those of IPv6 come after those that we met
+			}
+			if err != nil {
+				t.Fatalf("explain %v: %v: %s", args, err, out)
+			}
+			return string(out)
+		}
+	}
+	text := explain("web")
+	for _, want := range []string{
+		"default/web:http, TCP over IPv4", "ClusterIP 10.96.0.1:80", "from pods       one of 10.244.0.2:8080, 10.244.1.2:8080 (policy Cluster)",
+		"from outside    10.244.0.2:8080 (policy Local)", "not used: it is not ready", "The kernel's rules say the same.",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
+	}
+	if out := explain("default/web:80", "-o", "json"); !strings.Contains(out, `"service": "default/web"`) {
+		t.Errorf("json: %s", out)
+	}
+	out, err := exec.Command(p.path, "explain", "nobody").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "service default/nobody") {
+		t.Errorf("a Service that isn't there: %v, %s", err, out)
+	}
+	t.Logf("\n%s", text)
+}
