@@ -4,17 +4,15 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"maps"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/fsnotify/fsnotify"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	v1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
@@ -22,71 +20,79 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
+
+	"github.com/orlop/orlop/kubelet/source"
 )
 
-// Dir gets objects from a directory of manifests: what a lone machine has instead of an API server. Kubelet refuses static
-// pods that refer to objects; here they lie beside the pods.
+// Dir gets objects from a directory of manifests, or a single one: what a lone machine has instead of an API server. Kubelet
+// refuses static pods that refer to objects; here they lie beside the pods.
 type Dir struct {
 	path    string
 	changed func(uid types.UID)
 	log     *slog.Logger
+	last    map[string]map[key]any // by file, what it had when it was last understood
 
 	mu      sync.Mutex
 	objects map[key]any
 	pods    map[types.UID]map[key]bool // what each pod refers to
 }
 
-// FromDir reads the directory; Run follows it. changed is called for each pod that refers to an object that changed.
+// FromDir reads the directory; Run follows it. changed is called for each pod that refers to an object that changed. Without
+// a path there are no objects.
 func FromDir(path string, changed func(uid types.UID), log *slog.Logger) *Dir {
 	d := &Dir{path: path, changed: changed, log: log, objects: map[key]any{}, pods: map[types.UID]map[key]bool{}}
 	d.read()
 	return d
 }
 
+const (
+	settle = 100 * time.Millisecond // a file is often written in several steps
+	period = 20 * time.Second       // to find what could not be watched, such as a directory that was made later
+)
+
 // Run follows the directory until ctx ends.
 func (d *Dir) Run(ctx context.Context) {
-	w, err := fsnotify.NewWatcher()
-	if err == nil {
-		defer w.Close()
-		err = w.Add(d.path)
-	}
-	if err != nil {
-		d.log.Warn("directory of objects can't be watched; it was read once", "path", d.path, "err", err)
+	if d.path == "" {
 		return
 	}
-	const settle = 100 * time.Millisecond // a file is often written in several steps
-	timer := time.NewTimer(settle)        // and once more after the watch has begun
+	changes, closeWatch := source.Watch(d.path, d.log)
+	defer closeWatch()
+	timer := time.NewTimer(settle) // once more after the watch has begun
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-w.Events:
+		case <-changes:
 			timer.Reset(settle)
 		case <-timer.C:
 			for _, uid := range d.read() {
 				d.changed(uid)
 			}
+			timer.Reset(period)
 		}
 	}
 }
 
-// read reads all files and returns the pods that it concerns. A file that can't be understood is logged and left out.
+// read reads all files and returns the pods that it concerns. A file that can't be understood is logged, and what was in it
+// before stays, as its pods do.
 func (d *Dir) read() []types.UID {
-	files, err := filepath.Glob(filepath.Join(d.path, "[^.]*"))
+	files, err := source.Manifests(d.path)
 	if err != nil {
-		d.log.Warn("directory of objects not read", "path", d.path, "err", err)
+		d.log.Warn("objects not read", "path", d.path, "err", err)
 		return nil
 	}
-	now := map[key]any{}
+	now, last := map[key]any{}, map[string]map[key]any{}
 	for _, file := range files {
-		switch filepath.Ext(file) {
-		case ".yaml", ".yml", ".json":
-			if err := decode(file, now); err != nil {
-				d.log.Warn("objects of a manifest not used", "file", file, "err", err)
-			}
+		found, err := decode(file)
+		if err != nil {
+			d.log.Warn("objects of a manifest not used", "file", file, "err", err)
+			found = d.last[file]
 		}
+		last[file] = found
+		maps.Copy(now, found)
 	}
+	d.last = last
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	old := d.objects
@@ -110,26 +116,38 @@ func same(a, b any) bool {
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
-func decode(file string, into map[key]any) error {
-	data, err := os.ReadFile(file)
+// decode reads the objects of a file.
+func decode(file string) (map[key]any, error) {
+	data, err := source.ReadManifest(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
 	found := map[key]any{}
 	for {
 		document, err := documents.Read()
 		if errors.Is(err, io.EOF) {
-			maps.Copy(into, found)
-			return nil
+			return found, nil
 		}
 		if err == nil {
 			err = decodeOne(document, found)
 		}
 		if err != nil {
-			return err
+			return nil, err
 		}
 	}
+}
+
+// decodeList reads the objects of a list.
+func decodeList(document []byte, into map[key]any) error {
+	var list struct {
+		Items []json.RawMessage `json:"items"`
+	}
+	err := yaml.Unmarshal(document, &list)
+	for _, item := range list.Items {
+		err = errors.Join(err, decodeOne(item, into))
+	}
+	return err
 }
 
 // decodeOne reads one document, if it is of a kind that pods refer to.
@@ -141,6 +159,8 @@ func decodeOne(document []byte, into map[key]any) error {
 	var object metav1.Object
 	var name string
 	switch kind.Kind {
+	case "List":
+		return decodeList(document, into)
 	case "ConfigMap":
 		object, name = &v1.ConfigMap{}, configMapKind
 	case "Secret":

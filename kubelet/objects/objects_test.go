@@ -142,4 +142,36 @@ func TestDir(t *testing.T) {
 	if cm, err := d.ConfigMap(ctx, "shop", "cm"); err != nil || cm.Data["k"] != "two" {
 		t.Errorf("after the change: %v, %v", cm, err)
 	}
+	write("a.yaml", "kind: ConfigMap\nmetadata: {name: cm, namespace: shop}\ndata: [a slip\n")
+	write("list.json", `{"kind": "List", "items": [{"kind": "ConfigMap", "metadata": {"name": "listed"}, "data": {"k": "v"}}]}`)
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		cm, err := d.ConfigMap(ctx, "default", "listed")
+		if err == nil && cm.Data["k"] == "v" {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("an item of a list: %v, %v", cm, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if cm, err := d.ConfigMap(ctx, "shop", "cm"); err != nil || cm.Data["k"] != "two" {
+		t.Errorf("after a slip: %v, %v", cm, err)
+	}
+}
+
+// TestDirIsFile serves a single manifest, and nothing where there is none.
+func TestDirIsFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pod")
+	if err := os.WriteFile(file, []byte("kind: ConfigMap\nmetadata: {name: cm}\ndata: {k: one}\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	if cm, err := FromDir(file, nil, log).ConfigMap(t.Context(), "default", "cm"); err != nil || cm.Data["k"] != "one" {
+		t.Errorf("%v, %v", cm, err)
+	}
+	t.Chdir(filepath.Dir(file))
+	if _, err := FromDir("", nil, log).ConfigMap(t.Context(), "default", "cm"); !apierrors.IsNotFound(err) {
+		t.Errorf("without a path: %v", err)
+	}
 }

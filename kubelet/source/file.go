@@ -25,7 +25,7 @@ const settle = 100 * time.Millisecond
 // kubelet does, after every period.
 func Files(ctx context.Context, path string, as Static, period time.Duration, sink Sink) {
 	f := &files{path: path, as: as, list: newList(pod.FileSource, sink), last: map[string]kept{}, log: as.Log}
-	changes, closeWatch := watch(path, as.Log)
+	changes, closeWatch := Watch(path, as.Log)
 	defer closeWatch()
 	for {
 		f.read()
@@ -58,8 +58,8 @@ func quiet(ctx context.Context, changes <-chan struct{}) {
 	}
 }
 
-// watch tells of changes. Where it can't, the period has to do.
-func watch(path string, log *slog.Logger) (changes <-chan struct{}, closeWatch func()) {
+// Watch tells of changes of a manifest or a directory of them. Where it can't, its user has to look from time to time.
+func Watch(path string, log *slog.Logger) (changes <-chan struct{}, closeWatch func()) {
 	out := make(chan struct{}, 1)
 	w, err := fsnotify.NewWatcher()
 	if err == nil {
@@ -103,7 +103,7 @@ type kept struct {
 }
 
 func (f *files) read() {
-	names, err := f.names()
+	names, err := Manifests(f.path)
 	if err != nil {
 		f.log.Warn("manifests not read", "path", f.path, "err", err)
 		if f.list.ready {
@@ -124,9 +124,10 @@ func (f *files) read() {
 	f.list.set(all)
 }
 
-// names are the manifests, but not what editors and package managers put beside them.
-func (f *files) names() ([]string, error) {
-	info, err := os.Stat(f.path)
+// Manifests are the files of a directory, or the one file that path names, but not what editors and package managers put
+// beside them. A path that is not there, or empty, has none.
+func Manifests(path string) ([]string, error) {
+	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -134,9 +135,9 @@ func (f *files) names() ([]string, error) {
 		return nil, err
 	}
 	if !info.IsDir() {
-		return []string{f.path}, nil
+		return []string{path}, nil
 	}
-	entries, err := os.ReadDir(f.path)
+	entries, err := os.ReadDir(path)
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +148,7 @@ func (f *files) names() ([]string, error) {
 		}
 		switch filepath.Ext(e.Name()) {
 		case ".yaml", ".yml", ".json", ".manifest", "":
-			names = append(names, filepath.Join(f.path, e.Name()))
+			names = append(names, filepath.Join(path, e.Name()))
 		}
 	}
 	return names, nil
@@ -156,17 +157,22 @@ func (f *files) names() ([]string, error) {
 // maxManifest limits a file: a manifest larger than what an API server takes is a mistake.
 const maxManifest = 10 << 20
 
-// file reads one manifest, or returns what it last had.
-func (f *files) file(name string) (kept, error) {
-	old := f.last[name]
+// ReadManifest reads a file of a reasonable size.
+func ReadManifest(name string) ([]byte, error) {
 	info, err := os.Stat(name)
 	if err == nil && (!info.Mode().IsRegular() || info.Size() > maxManifest) {
 		err = fmt.Errorf("not a file of at most %d bytes", maxManifest)
 	}
 	if err != nil {
-		return old, err
+		return nil, err
 	}
-	data, err := os.ReadFile(name)
+	return os.ReadFile(name)
+}
+
+// file reads one manifest, or returns what it last had.
+func (f *files) file(name string) (kept, error) {
+	old := f.last[name]
+	data, err := ReadManifest(name)
 	if err != nil {
 		return old, err
 	}
