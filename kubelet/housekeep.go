@@ -44,6 +44,10 @@ func (k *Kubelet) housekeep(ctx context.Context) {
 }
 
 func (k *Kubelet) sweep(ctx context.Context) error {
+	logs, err := k.logDirs() // before the pods are asked for: the directory of a pod that comes later is not among them
+	if err != nil {
+		return err
+	}
 	have, err := k.reader.List(ctx)
 	if err != nil {
 		return err
@@ -58,6 +62,13 @@ func (k *Kubelet) sweep(ctx context.Context) error {
 			k.log.Info("ending a pod that no source has", "pod", pod.Ref(orphan), "uid", uid)
 			k.pods.adopt(orphan)
 			known[uid] = true
+		}
+	}
+	for uid, dir := range logs {
+		if !known[uid] {
+			if err := removeLogs(dir); err != nil {
+				return err
+			}
 		}
 	}
 	// A storage driver that is away keeps its volumes from being removed, and nothing else.

@@ -6,6 +6,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/kubelet/runtime"
 	"github.com/orlop/orlop/kubelet/spec"
@@ -41,10 +44,40 @@ func (w *worker) removeLog(c *runtime.Container) {
 	}
 }
 
-// removeLogs removes the directory of a pod's logs.
+// removeLogs removes the directory of a pod's logs, and the links to what was in it: the runtime may have forgotten the
+// containers that they are named after.
 func removeLogs(dir string) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove logs: %w", err)
 	}
+	links, err := os.ReadDir(linksDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove links to logs: %w", err)
+	}
+	for _, l := range links {
+		name := filepath.Join(linksDir, l.Name())
+		target, err := os.Readlink(name)
+		if err != nil || !strings.HasPrefix(target, dir+"/") {
+			continue // not a link, or another pod's
+		}
+		if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove link to log: %w", err)
+		}
+	}
 	return nil
+}
+
+// logDirs are the directories of pods' logs that are there, by pod. Other names than kubelet's are others' directories.
+func (k *Kubelet) logDirs() (map[types.UID]string, error) {
+	entries, err := os.ReadDir(k.cfg.Spec.LogsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("logs: %w", err)
+	}
+	dirs := map[types.UID]string{}
+	for _, e := range entries {
+		if parts := strings.Split(e.Name(), "_"); len(parts) == 3 && e.IsDir() {
+			dirs[types.UID(parts[2])] = filepath.Join(k.cfg.Spec.LogsDir, e.Name())
+		}
+	}
+	return dirs, nil
 }
