@@ -81,5 +81,3 @@ func compile(module, pkg, out string) error {
 	}
 	return nil
 }
-
-func lockThread() { runtime.LockOSThread() }

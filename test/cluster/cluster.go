@@ -9,11 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/orlop/orlop/test/process"
 )
 
 // Where things are. An API server and a node may not have a loopback address, so this one is put on lo.
@@ -32,25 +30,15 @@ const (
 	Domain       = "cluster.local"
 	apiServer    = "https://" + IP + ":6443"
 	startTime    = 2 * time.Minute
-	stopTime     = 15 * time.Second
 	etcdEndpoint = "http://127.0.0.1:2379"
 )
 
 // Cluster is a control plane that runs.
 type Cluster struct {
-	Dir    string // of all its state, its logs in Dir/logs
-	Bin    Binaries
-	Client kubernetes.Interface // as administrator
-	pki    *pki
-
-	mu    sync.Mutex
-	procs []*process // in the order of their start
-}
-
-type process struct {
-	name  string
-	cmd   *exec.Cmd
-	ended chan struct{}
+	*process.Group // etcd, kube-apiserver, kube-controller-manager, kube-scheduler and what others run; Dir is of all its state
+	Bin            Binaries
+	Client         kubernetes.Interface // as administrator
+	pki            *pki
 }
 
 // Start starts a control plane below dir and waits until it serves. It builds what is missing of the binaries, which takes
@@ -63,8 +51,8 @@ func Start(ctx context.Context, dir string) (_ *Cluster, err error) {
 	if err := addAddress(); err != nil {
 		return nil, err
 	}
-	c := &Cluster{Dir: dir, Bin: bin}
-	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o755); err != nil {
+	c := &Cluster{Bin: bin}
+	if c.Group, err = process.New(dir); err != nil {
 		return nil, err
 	}
 	if c.pki, err = newPKI(filepath.Join(dir, "pki")); err != nil {
@@ -180,98 +168,6 @@ func (c *Cluster) ready(ctx context.Context) error {
 	})
 }
 
-// Run starts a program that lives until Stop, or until it is killed, with its output in logs/NAME.log. env is added to the
-// caller's.
-func (c *Cluster) Run(name string, env []string, program string, args ...string) error {
-	log, err := os.OpenFile(c.Log(name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return err
-	}
-	defer log.Close()
-	cmd := exec.Command(program, args...)
-	cmd.Stdout, cmd.Stderr, cmd.Env = log, log, append(os.Environ(), env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	started := make(chan error)
-	p := &process{name: name, cmd: cmd, ended: make(chan struct{})}
-	go func() { // Pdeathsig is of the thread, which must live as long as the process
-		lockThread()
-		started <- cmd.Start()
-		_ = cmd.Wait()
-		close(p.ended)
-	}()
-	if err := <-started; err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	c.mu.Lock()
-	c.procs = append(c.procs, p)
-	c.mu.Unlock()
-	return nil
-}
-
-// Log is the file with a program's output.
-func (c *Cluster) Log(name string) string { return filepath.Join(c.Dir, "logs", name+".log") }
-
-// Kill ends a program at once, and forgets it.
-func (c *Cluster) Kill(name string) error { return c.end(name, syscall.SIGKILL) }
-
-// End asks a program to end and waits for it.
-func (c *Cluster) End(name string) error { return c.end(name, syscall.SIGTERM) }
-
-func (c *Cluster) end(name string, signal syscall.Signal) error {
-	c.mu.Lock()
-	var found *process
-	for i, p := range c.procs {
-		if p.name == name {
-			found = p
-			c.procs = append(c.procs[:i:i], c.procs[i+1:]...)
-			break
-		}
-	}
-	c.mu.Unlock()
-	if found == nil {
-		return fmt.Errorf("%s does not run", name)
-	}
-	return found.stop(signal)
-}
-
-// PID is a running program's.
-func (c *Cluster) PID(name string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, p := range c.procs {
-		if p.name == name {
-			return p.cmd.Process.Pid
-		}
-	}
-	return 0
-}
-
-func (p *process) stop(signal syscall.Signal) error {
-	_ = p.cmd.Process.Signal(signal)
-	select {
-	case <-p.ended:
-		return nil
-	case <-time.After(stopTime):
-	}
-	_ = p.cmd.Process.Kill()
-	<-p.ended
-	return fmt.Errorf("%s: did not end within %s after %v and was killed", p.name, stopTime, signal)
-}
-
-// Stop ends all programs, the last one first. They are killed: their state goes too, and an API server that is asked to end
-// waits for its watches.
-func (c *Cluster) Stop() error {
-	c.mu.Lock()
-	procs := c.procs
-	c.procs = nil
-	c.mu.Unlock()
-	var errs []error
-	for i := len(procs) - 1; i >= 0; i-- {
-		errs = append(errs, procs[i].stop(syscall.SIGKILL))
-	}
-	return errors.Join(errs...)
-}
-
 // StartAPIServer starts the API server anew, after it was killed, on the same data.
 func (c *Cluster) StartAPIServer(ctx context.Context) error { return c.startAPIServer(ctx) }
 
@@ -289,18 +185,9 @@ func (c *Cluster) waitHTTP(ctx context.Context, name, url string, transport http
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("%s: %w\n%s", name, err, c.tail(name))
+		return fmt.Errorf("%s: %w\n%s", name, err, c.Tail(name, 2000))
 	}
 	return nil
-}
-
-func (c *Cluster) tail(name string) string {
-	data, err := os.ReadFile(c.Log(name))
-	if err != nil {
-		return err.Error()
-	}
-	lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-	return strings.Join(lines[max(0, len(lines)-10):], "\n")
 }
 
 // poll asks until there is no error.

@@ -40,27 +40,25 @@ func TestMain(m *testing.M) {
 }
 
 func run(m *testing.M) int {
-	foreign := os.Getenv("ORLOP_E2E_ENDPOINT")
-	if os.Geteuid() != 0 {
-		fmt.Println("e2e: skipped: needs root")
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			return 1
-		}
-		return 0
-	}
-	if foreign == "" && !kernel.InOwnNetwork() {
-		return inOwnNetwork()
-	}
-	_ = flag.Set("test.parallel", "6") // they wait more than they compute
-	var err error
-	if base = os.Getenv(baseEnv); base == "" {
-		if base, err = stateDir(); err != nil {
+	if foreign := os.Getenv("ORLOP_E2E_ENDPOINT"); foreign != "" && os.Geteuid() == 0 {
+		dir, err := daemon.StateDir()
+		if err != nil {
 			fmt.Println("e2e:", err)
 			return 1
 		}
-		defer os.RemoveAll(base)
+		defer os.RemoveAll(dir)
+		return runIn(dir, foreign, m)
 	}
-	if err := setUp(base, foreign); err != nil {
+	return daemon.Isolated("e2e", func(dir string) int { return runIn(dir, "", m) })
+}
+
+// base is the directory of this run's state; each daemon has one below it.
+var base string
+
+func runIn(dir, foreign string, m *testing.M) int {
+	_ = flag.Set("test.parallel", "6") // they wait more than they compute
+	base = dir
+	if err := setUp(dir, foreign); err != nil {
 		fmt.Println("e2e:", err)
 		if open != nil {
 			_ = open.Close() // its end is no news now
@@ -75,45 +73,6 @@ func run(m *testing.M) int {
 	return code
 }
 
-// baseEnv names the directory of this run's state to the process that does the work.
-const baseEnv = "ORLOP_E2E_DIR"
-
-// base is that directory; each daemon has one below it.
-var base string
-
-// inOwnNetwork runs the suite in a child process, and sweeps up after it if it was killed or panicked.
-func inOwnNetwork() int {
-	dir, err := stateDir()
-	if err == nil {
-		err = os.Setenv(baseEnv, dir)
-	}
-	if err != nil {
-		fmt.Println("e2e:", err)
-		return 1
-	}
-	code, err := kernel.OwnNetwork()
-	found, sweepErr := daemon.Sweep(dir)
-	if err = errors.Join(err, sweepErr); err != nil {
-		fmt.Println("e2e:", err)
-		return max(code, 1)
-	}
-	if found {
-		fmt.Println("e2e: the suite did not end by itself; what it left was swept up")
-		code = max(code, 1)
-	}
-	_ = os.RemoveAll(dir) // an empty directory at most
-	return code
-}
-
-// stateDir can be passed by all users, as the root of a container in a user namespace is one of them.
-func stateDir() (string, error) {
-	dir, err := os.MkdirTemp("/var/tmp", "orl-")
-	if err != nil {
-		return "", err
-	}
-	return dir, os.Chmod(dir, 0o755)
-}
-
 func setUp(dir, foreign string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
@@ -124,9 +83,6 @@ func setUp(dir, foreign string) (err error) {
 		}
 		node.LogRoot = filepath.Join(dir, "logs")
 	} else {
-		if err := kernel.LoopbackUp(); err != nil {
-			return err
-		}
 		if own, err = daemon.New(daemon.Options{Dir: filepath.Join(dir, "d"), Subnet: 1}); err != nil {
 			return err
 		}
@@ -182,25 +138,7 @@ func measured(m *testing.M) int {
 	if own == nil {
 		return kernel.Main(m)
 	}
-	before, err := stock()
-	if err != nil {
-		fmt.Println("e2e: before the tests:", err)
-		return 1
-	}
-	code := kernel.Main(m)
-	// What heals in the background may need a moment.
-	var after kernel.Snapshot
-	diff := ""
-	_ = criclient.Wait(context.Background(), 20*time.Second, func() bool {
-		after, err = stock()
-		diff = kernel.Compare(before, after)
-		return err != nil || diff == ""
-	})
-	fmt.Printf("e2e: before: %v\ne2e: after:  %v\n", before, after)
-	if err != nil || diff != "" {
-		fmt.Printf("e2e: the suite left something behind: %v\n%s", err, diff)
-		return max(code, 1)
-	}
+	code := daemon.Measured("e2e", m, stock)
 	if code != 0 {
 		fmt.Printf("e2e: the end of the daemon's log:\n%s\n", own.LogTail())
 	}

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { os.Exit(Main(m)) }
 func TestCompareSeesEachKind(t *testing.T) {
 	Require(t, Root)
 	dir := t.TempDir()
-	for _, sub := range []string{"mnt", "leases", "storage/overlay/l"} {
+	for _, sub := range []string{"mnt", "leases", "storage/overlay/l", "files/old"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +30,7 @@ func TestCompareSeesEachKind(t *testing.T) {
 	cg := fmt.Sprintf("/orlop-test-kernel-%d", os.Getpid())
 	scope := Scope{
 		Dirs: []string{dir}, Cgroups: []string{cg}, Leases: []string{filepath.Join(dir, "leases")},
-		Storage: []string{filepath.Join(dir, "storage")}, Pids: []int{os.Getpid()},
+		Storage: []string{filepath.Join(dir, "storage")}, Files: []string{filepath.Join(dir, "files")}, Pids: []int{os.Getpid()},
 	}
 	for _, tt := range []struct {
 		kind string
@@ -60,6 +60,11 @@ func TestCompareSeesEachKind(t *testing.T) {
 		{Layers, "overlay/abc", func(t *testing.T) func() {
 			path := filepath.Join(dir, "storage/overlay/abc")
 			must(t, os.Mkdir(path, 0o755))
+			return func() { must(t, os.Remove(path)) }
+		}},
+		{Files, "files/old/new", func(t *testing.T) func() {
+			path := filepath.Join(dir, "files/old/new")
+			must(t, os.Symlink("nowhere", path))
 			return func() { must(t, os.Remove(path)) }
 		}},
 		{Descriptors, "socket:[*]", func(t *testing.T) func() {

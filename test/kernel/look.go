@@ -76,12 +76,15 @@ func cgroups(s Scope, snap Snapshot) error {
 		return err
 	}
 	for _, root := range roots {
-		for _, dir := range s.Cgroups {
-			err := walk(filepath.Join(root, dir), func(path string, d fs.DirEntry) {
-				if d.IsDir() {
-					snap.add(Cgroups, path)
-				}
-			})
+		for _, pattern := range s.Cgroups {
+			tops, err := filepath.Glob(filepath.Join(root, pattern))
+			for _, top := range tops {
+				err = errors.Join(err, walk(top, func(path string, d fs.DirEntry) {
+					if d.IsDir() {
+						snap.add(Cgroups, path)
+					}
+				}))
+			}
 			if err != nil {
 				return err
 			}
@@ -110,6 +113,20 @@ func leases(s Scope, snap Snapshot) error {
 		err := walk(dir, func(path string, d fs.DirEntry) {
 			if net.ParseIP(d.Name()) != nil {
 				snap.add(Leases, path)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func files(s Scope, snap Snapshot) error {
+	for _, dir := range s.Files {
+		err := walk(dir, func(path string, _ fs.DirEntry) {
+			if path != dir {
+				snap.add(Files, path)
 			}
 		})
 		if err != nil {
@@ -219,9 +236,9 @@ func processes(s Scope, snap Snapshot) error {
 	if err != nil {
 		return err
 	}
-	parent := map[int]int{}
+	parent, comm := map[int]int{}, map[int]string{}
 	for _, p := range all {
-		parent[p.Pid] = p.Parent
+		parent[p.Pid], comm[p.Pid] = p.Parent, p.Comm
 	}
 	wanted := map[int]bool{}
 	for _, pid := range s.Pids {
@@ -241,7 +258,7 @@ func processes(s Scope, snap Snapshot) error {
 		}
 		name := strings.Join(p.Args, " ")
 		if name == "" {
-			name = "[" + p.Comm + "] " + p.State
+			name = fmt.Sprintf("[%s] %s, a child of %s", p.Comm, p.State, comm[p.Parent])
 		}
 		snap.add(Processes, name)
 	}

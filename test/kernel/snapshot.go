@@ -15,9 +15,11 @@ type Scope struct {
 	// Dirs are the directories that hold all state of what is tested: mounts and pinned namespaces below them count,
 	// and so do processes that name one of them in their arguments or environment.
 	Dirs []string
-	// Cgroups are paths relative to the root of each hierarchy ("/orlop-test-1"). What is below them counts, and they
-	// themselves do.
+	// Cgroups are paths relative to the root of each hierarchy ("/orlop-test-1"), or patterns of them. What is below them
+	// counts, and they themselves do.
 	Cgroups []string
+	// Files are directories of which everything below counts that is there: files, directories, links.
+	Files []string
 	// Leases are data directories of the host-local IPAM plugin ("/var/lib/cni/networks").
 	Leases []string
 	// Storage are roots of containers/storage.
@@ -42,6 +44,7 @@ const (
 	Processes   = "processes"
 	Descriptors = "descriptors"
 	Layers      = "layers"
+	Files       = "files"
 	Rules       = "firewall rules"
 )
 
@@ -49,7 +52,7 @@ const (
 func Take(s Scope) (Snapshot, error) {
 	snap := Snapshot{}
 	for _, look := range []func(Scope, Snapshot) error{
-		mounts, cgroups, leases, processes, descriptors, layers, network,
+		mounts, cgroups, leases, processes, descriptors, layers, files, network,
 	} {
 		if err := look(s, snap); err != nil {
 			return nil, err
