@@ -13,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/proxy"
@@ -31,18 +32,16 @@ func (p *parts) servers(ctx context.Context) ([]func(context.Context), error) {
 	run := []func(context.Context){cleaner.Run, func(ctx context.Context) { <-ctx.Done(); services.Close() }}
 	if p.events != nil {
 		run = append(run, p.events.Run)
+		p.tellNode(false, "Starting", "")
 	}
-	for _, s := range []struct {
-		field, addr string
-		handler     http.Handler
-	}{
-		{"healthzBindAddress", p.config.HealthzBindAddress, h.Handler()},
-		{"metricsBindAddress", p.config.MetricsBindAddress, p.metricsHandler(m)},
+	for _, s := range []endpoint{
+		{"healthzBindAddress", p.config.HealthzBindAddress, h.Handler(), "FailedToStartProxierHealthcheck"},
+		{"metricsBindAddress", p.config.MetricsBindAddress, p.metricsHandler(m), "FailedToStartMetricServer"},
 	} {
 		if strings.HasSuffix(s.addr, ":0") {
 			continue
 		}
-		serve, err := p.listen(ctx, s.field, s.addr, s.handler)
+		serve, err := p.listen(ctx, s)
 		if err != nil {
 			return nil, err
 		}
@@ -52,12 +51,23 @@ func (p *parts) servers(ctx context.Context) ([]func(context.Context), error) {
 	return run, nil
 }
 
+// endpoint is a server of the proxy's own.
+type endpoint struct {
+	field, addr string
+	handler     http.Handler
+	failed      string // the reason of the event that tells so, which is kube-proxy's
+}
+
+// tellNode tells the users of this node.
+func (p *parts) tellNode(warning bool, reason, note string) {
+	p.events.Send(kube.Event{About: corev1.ObjectReference{Kind: "Node", Name: p.node.Name, UID: types.UID(p.node.Name)}, Warning: warning,
+		Reason: reason, Action: "StartKubeProxy", Note: note})
+}
+
 // tellService tells the users of a Service that its health can't be asked for.
 func (p *parts) tellService(name model.Name, err error) {
-	if p.events != nil {
-		p.events.Send(kube.Event{About: corev1.ObjectReference{Kind: "Service", Namespace: name.Namespace, Name: name.Name}, Warning: true,
-			Reason: "FailedToStartServiceHealthcheck", Action: "Listen", Note: err.Error()})
-	}
+	p.events.Send(kube.Event{About: corev1.ObjectReference{Kind: "Service", Namespace: name.Namespace, Name: name.Name}, Warning: true,
+		Reason: "FailedToStartServiceHealthcheck", Action: "Listen", Note: err.Error()})
 }
 
 func (p *parts) metricsHandler(m *metrics.Metrics) http.Handler {
@@ -79,12 +89,16 @@ const listenAgain = 5 * time.Second
 
 // listen makes a server that is tried again and again where it can't listen, unless the configuration wants it to be an
 // error.
-func (p *parts) listen(ctx context.Context, field, addr string, handler http.Handler) (func(context.Context), error) {
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-	if err != nil && p.config.BindAddressHardFail {
-		return nil, fmt.Errorf("%s %s: %w", field, addr, err)
+func (p *parts) listen(ctx context.Context, s endpoint) (func(context.Context), error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", s.addr)
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w", s.field, s.addr, err)
+		p.tellNode(true, s.failed, err.Error())
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
+	if err != nil && p.config.BindAddressHardFail {
+		return nil, err
+	}
+	server := &http.Server{Handler: s.handler, ReadHeaderTimeout: 10 * time.Second}
 	return func(ctx context.Context) {
 		defer context.AfterFunc(ctx, func() { _ = server.Close() })()
 		for ctx.Err() == nil {
@@ -94,14 +108,14 @@ func (p *parts) listen(ctx context.Context, field, addr string, handler http.Han
 			if errors.Is(err, http.ErrServerClosed) {
 				return
 			}
-			p.log.Warn("can't listen", "field", field, "addr", addr, "retry", listenAgain, "err", err)
+			p.log.Warn("can't listen", "field", s.field, "addr", s.addr, "retry", listenAgain, "err", err)
 			wait := time.NewTimer(listenAgain)
 			select {
 			case <-ctx.Done():
 			case <-wait.C:
 			}
 			wait.Stop()
-			l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+			l, err = (&net.ListenConfig{}).Listen(ctx, "tcp", s.addr)
 		}
 	}, nil
 }

@@ -40,8 +40,11 @@ var kubeProxys = map[string]string{
 	"sync_proxy_rules_last_timestamp_seconds": "gauge", "sync_proxy_rules_last_queued_timestamp_seconds": "gauge",
 	"sync_proxy_rules_service_changes_total": "counter", "sync_proxy_rules_endpoint_changes_total": "counter",
 	"sync_proxy_rules_no_local_endpoints_total": "gauge", "proxy_healthz_total": "counter", "proxy_livez_total": "counter",
+	"sync_proxy_rules_service_changes_pending": "gauge", "sync_proxy_rules_endpoint_changes_pending": "gauge",
 	"conntrack_reconciler_sync_duration_seconds": "histogram", "conntrack_reconciler_deleted_entries_total": "counter",
 }
+
+var both = model.Network{Families: []model.Family{model.IPv4, model.IPv6}}
 
 // Dashboards for kube-proxy find what they look for.
 func TestNames(t *testing.T) {
@@ -54,13 +57,16 @@ func TestNames(t *testing.T) {
 		m.Answered("/healthz", 200)
 		m.Answered("/livez", 200)
 		m.Cleaned(model.IPv4, time.Millisecond, 1)
-		m.Synced(proxy.Sync{})
+		m.Synced(proxy.Sync{Network: both})
 		families, err := m.registry.Gather()
 		if err != nil {
 			t.Fatal(err)
 		}
 		want := maps.Clone(kubeProxys)
 		want[failure] = "counter"
+		if mode == "iptables" {
+			want[partialFailures] = "counter"
+		}
 		got := map[string]string{}
 		for _, f := range families {
 			if name, ours := strings.CutPrefix(f.GetName(), "kubeproxy_"); ours {
@@ -91,7 +97,7 @@ func TestValues(t *testing.T) {
 	m := New("nftables")
 	now := time.Unix(1000, 0)
 	m.Pending(now)
-	m.Synced(proxy.Sync{Full: true, Began: now, Ended: now.Add(2 * time.Second)})
+	m.Synced(proxy.Sync{Full: true, Network: both, Began: now, Ended: now.Add(2 * time.Second)})
 	m.Synced(proxy.Sync{Began: now, Ended: now.Add(time.Second), Triggers: []time.Time{now.Add(-time.Second), now}})
 	m.Synced(proxy.Sync{Err: errors.New("no"), Began: now, Ended: now.Add(time.Hour)})
 	m.Answered("/healthz", 503)
@@ -100,21 +106,21 @@ func TestValues(t *testing.T) {
 	m.Cleaned(model.IPv6, time.Second, 3)
 	got := served(t, m)
 	for name, want := range map[string]string{
-		"sync_proxy_rules_duration_seconds_count":                              "2", // what failed is counted as that alone
-		"sync_proxy_rules_duration_seconds_sum":                                "3",
-		"sync_full_proxy_rules_duration_seconds_sum":                           "2",
-		"sync_partial_proxy_rules_duration_seconds_sum":                        "1",
-		"network_programming_duration_seconds_count":                           "2",
-		"network_programming_duration_seconds_sum":                             "3",
-		"sync_proxy_rules_last_timestamp_seconds":                              "1001",
-		"sync_proxy_rules_last_queued_timestamp_seconds":                       "1000",
-		"sync_proxy_rules_nftables_sync_failures_total":                        "1",
-		`proxy_healthz_total{code="503"}`:                                      "1",
-		`proxy_healthz_total{code="200"}`:                                      "1",
-		`proxy_livez_total{code="200"}`:                                        "1",
-		`conntrack_reconciler_sync_duration_seconds_sum{ip_family="IPv6"}`:     "1",
-		`conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}`:         "3",
-		`sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal"}`: "0",
+		"sync_proxy_rules_duration_seconds_count":                                               "2", // what failed is counted as that alone
+		"sync_proxy_rules_duration_seconds_sum":                                                 "3",
+		"sync_full_proxy_rules_duration_seconds_sum":                                            "2",
+		"sync_partial_proxy_rules_duration_seconds_sum":                                         "1",
+		"network_programming_duration_seconds_count":                                            "2",
+		"network_programming_duration_seconds_sum":                                              "3",
+		"sync_proxy_rules_last_timestamp_seconds":                                               "1001",
+		"sync_proxy_rules_last_queued_timestamp_seconds":                                        "1000",
+		"sync_proxy_rules_nftables_sync_failures_total":                                         "1",
+		`proxy_healthz_total{code="503"}`:                                                       "1",
+		`proxy_healthz_total{code="200"}`:                                                       "1",
+		`proxy_livez_total{code="200"}`:                                                         "1",
+		`conntrack_reconciler_sync_duration_seconds_sum{ip_family="IPv6"}`:                      "1",
+		`conntrack_reconciler_deleted_entries_total{ip_family="IPv6"}`:                          "3",
+		`sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}`: "0",
 	} {
 		if got[name] != want {
 			t.Errorf("%s: %q, want %s; there are %v", name, got[name], want, slices.Sorted(maps.Keys(got)))
@@ -151,15 +157,40 @@ func TestChanges(t *testing.T) {
 		{model.Change{Old: good, New: smaller}, 3, 2, 0, 1},
 		{model.Change{Old: other}, 4, 2, 0, 0},
 	} {
-		m.Synced(proxy.Sync{Changes: []model.Change{step.change}})
+		m.Synced(proxy.Sync{Network: both, Changes: []model.Change{step.change}})
 		got := served(t, m)
 		for name, want := range map[string]int{
 			"sync_proxy_rules_service_changes_total": step.services, "sync_proxy_rules_endpoint_changes_total": step.endpoints,
-			`sync_proxy_rules_no_local_endpoints_total{traffic_policy="internal"}`: step.internal,
-			`sync_proxy_rules_no_local_endpoints_total{traffic_policy="external"}`: step.external,
+			`sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="internal"}`: step.internal,
+			`sync_proxy_rules_no_local_endpoints_total{ip_family="IPv4",traffic_policy="external"}`: step.external,
 		} {
 			if got[name] != fmt.Sprint(want) {
 				t.Errorf("step %d: %s is %s, want %d", i, name, got[name], want)
+			}
+		}
+	}
+}
+
+// What failed is pending until it has not.
+func TestPending(t *testing.T) {
+	m := New("iptables")
+	change := model.Change{Old: portOf(1, model.Balance, model.Balance), New: portOf(1, model.Drop, model.Drop)}
+	for _, step := range []struct {
+		sync                                 proxy.Sync
+		services, endpoints, partialFailures int
+	}{
+		{proxy.Sync{Changes: []model.Change{{New: change.Old}, change}, Err: errors.New("no")}, 1, 1, 1},
+		{proxy.Sync{Full: true, Changes: []model.Change{change}, Err: errors.New("no")}, 0, 1, 1},
+		{proxy.Sync{Full: true, Changes: []model.Change{change}}, 0, 0, 1},
+	} {
+		m.Synced(step.sync)
+		got := served(t, m)
+		for name, want := range map[string]int{
+			"sync_proxy_rules_service_changes_pending": step.services, "sync_proxy_rules_endpoint_changes_pending": step.endpoints,
+			partialFailures: step.partialFailures,
+		} {
+			if got[name] != fmt.Sprint(want) {
+				t.Errorf("%s is %s, want %d", name, got[name], want)
 			}
 		}
 	}
