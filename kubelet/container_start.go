@@ -121,6 +121,10 @@ func (s *starting) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.hook() != nil {
+		s.hide(id)
+		defer s.hide("")
+	}
 	if _, err := s.k.cfg.Runtime.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: id}); err != nil {
 		s.event(v1.EventTypeWarning, "Failed", "Error: %s", status.Convert(err).Message())
 		s.crashed()
@@ -270,13 +274,27 @@ func (s *starting) target(ctx context.Context) string {
 	return ""
 }
 
+func (s *starting) hook() *v1.LifecycleHandler {
+	if s.Container.Lifecycle == nil {
+		return nil
+	}
+	return s.Container.Lifecycle.PostStart
+}
+
+// hide keeps a container from being told of, "" none: it counts as running once its postStart hook has ended.
+func (w *worker) hide(id string) {
+	w.mu.Lock()
+	w.hooked = id
+	w.mu.Unlock()
+}
+
 // postStart runs the hook. A container whose hook fails is ended, and by its restart policy started again.
 func (s *starting) postStart(ctx context.Context, id string) error {
-	if s.Container.Lifecycle == nil || s.Container.Lifecycle.PostStart == nil {
+	if s.hook() == nil {
 		return nil
 	}
 	message, err := s.k.hooks.Run(ctx, lifecycle.Hook{
-		Pod: s.pod, Container: s.Container, ContainerID: id, Handler: s.Container.Lifecycle.PostStart, PodIP: s.pod.Status.PodIP,
+		Pod: s.pod, Container: s.Container, ContainerID: id, Handler: s.hook(), PodIP: s.pod.Status.PodIP,
 	})
 	if err == nil {
 		return nil

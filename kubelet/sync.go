@@ -308,8 +308,9 @@ func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.Pod
 		name = "unknown"
 	}
 	w.mu.Lock()
-	reasons, resizing := maps.Clone(w.reasons), w.resizing
+	reasons, resizing, hooked := maps.Clone(w.reasons), w.resizing, w.hooked
 	w.mu.Unlock()
+	have = have.Without(hooked)
 	return status.Generate(status.Input{
 		Pod: v.pod, Have: have, Old: old, RuntimeName: name, HostIPs: w.k.cfg.NodeState().IPs,
 		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: reasons, Resize: resizing,

@@ -51,6 +51,7 @@ type worker struct {
 	reasons  map[string]v1.ContainerStateWaiting // why containers wait, by their names
 
 	resizing *v1.PodCondition // of a resize that is under way or waits
+	hooked   string           // the ID of the container whose postStart hook runs
 
 	// What only the worker's goroutine touches.
 	retries int               // failures in a row

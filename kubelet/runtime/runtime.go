@@ -55,6 +55,16 @@ func (c *Container) Running() bool { return c.State == cri.ContainerState_CONTAI
 // Exited is true once it has ended, for ever.
 func (c *Container) Exited() bool { return c.State == cri.ContainerState_CONTAINER_EXITED }
 
+// Without is the pod as if a container were not there.
+func (p *Pod) Without(id string) *Pod {
+	if p == nil || id == "" {
+		return p
+	}
+	less := *p
+	less.Containers = slices.DeleteFunc(slices.Clone(p.Containers), func(c *Container) bool { return c.Id == id })
+	return &less
+}
+
 // Latest is the newest container of a name; nil if there is none.
 func (p *Pod) Latest(name string) *Container { return p.before(name, 0) }
 
