@@ -2,9 +2,10 @@
 //
 // Two tables, ip and ip6 kube-proxy, hold maps from what a packet is sent to to what becomes of it. There are no chains
 // of single Services: frontends that are treated alike share a chain, and an endpoint is an element of a map, so that a
-// packet takes three lookups whatever the number of Services, and a change of an endpoint is a change of an element.
+// packet takes a few lookups whatever the number of Services, and a change of endpoints is a change of elements.
 //
-//	services ─ service-ips: 10.96.0.10 . udp . 53 ─▶ cluster-2 ─ cluster-endpoints: 10.96.0.10 . udp . 53 . 1 ─▶ 10.244.0.7 . 53
+//	services ─ service-ips: 10.96.0.10 . udp . 53 ─▶ cluster ─ cluster-2: 10.96.0.10 . udp . 53 and
+//	cluster-endpoints: 10.96.0.10 . udp . 53 . 1 ─▶ 10.244.0.7 . 53
 //
 // A Service with session affinity has chains of its own, one for each endpoint, since each endpoint keeps a set of its
 // clients.

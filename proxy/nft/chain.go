@@ -26,7 +26,7 @@ type chain struct {
 // entryChain says what a frontend's routes say: it marks packets that are to be masqueraded, by where they are from, and
 // goes on to the chain that takes an endpoint. Frontends that are treated alike share it; it is named after what it does.
 //
-//	service-ips ──▶ pod-cluster-2.node-outside-masq-cluster-2 ──▶ cluster-2
+//	service-ips ──▶ pod/cluster_node-outside/masq-cluster ──▶ cluster
 func (d *described) entryChain(routes model.Routes, targets [2]string, prefix string) chain {
 	if r := routes[0]; routes == (model.Routes{r, r, r}) && !r.Masquerade {
 		return chain{name: targets[r.Set]}
@@ -110,36 +110,55 @@ func (d *described) fromPod() []exprs {
 	return out
 }
 
-// balanceName is of the chain that takes one of n endpoints of a frontend.
-func balanceName(set model.Set, nodePort bool, n int) string {
+// balanceName is of the chain that takes one of the endpoints of a frontend that has few.
+func balanceName(set model.Set, nodePort bool) string {
 	if nodePort {
-		return fmt.Sprintf("nodeport-%s-%d", strings.ToLower(set.String()), n)
+		return "nodeport-" + strings.ToLower(set.String())
 	}
-	return fmt.Sprintf("%s-%d", strings.ToLower(set.String()), n)
+	return strings.ToLower(set.String())
+}
+
+// sizedName is of the set of frontends with n endpoints, where these are few, or of the chain for such frontends.
+func sizedName(set model.Set, nodePort bool, n int) string {
+	return fmt.Sprintf("%s-%d", balanceName(set, nodePort), n)
 }
 
 // endpointsMap is the map from a frontend and a slot to an endpoint.
 func endpointsMap(set model.Set, nodePort bool) string {
-	if nodePort {
-		return "nodeport-" + strings.ToLower(set.String()) + "-endpoints"
-	}
-	return strings.ToLower(set.String()) + "-endpoints"
+	return balanceName(set, nodePort) + "-endpoints"
 }
 
-// balanceChain is the same for all frontends with n endpoints:
+// fewEndpoints is how many endpoints a frontend may have for its number of them to be in a set, where another number is
+// another element. With more it is in the name of the chain that the frontend leads to: when the kernel is told of an
+// element that leads to a chain, it looks at all elements of the table that do.
+const fewEndpoints = 8
+
+// balance takes one of the endpoints of a frontend that is in the set of those with n, for each such set:
 //
-//	dnat ip to ip daddr . meta l4proto . th dport . numgen random mod n map @cluster-endpoints
-func (d *described) balanceChain(set model.Set, nodePort bool, n int) chain {
-	return chain{
-		name: balanceName(set, nodePort, n),
-		rules: func() []exprs {
-			load, next := d.family.loadFrontend(nodePort)
-			return []exprs{join(load, exprs{
-				&expr.Numgen{Register: next, Modulus: uint32(n), Type: unix.NFT_NG_RANDOM},
-				&expr.Lookup{SourceRegister: firstRegister, DestRegister: firstRegister, IsDestRegSet: true, SetName: endpointsMap(set, nodePort)},
-			}, d.family.toEndpoint(firstRegister))}
-		},
-	}
+//	ip daddr . meta l4proto . th dport @cluster-2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @cluster-endpoints
+func (f family) balance(set model.Set, nodePort bool) chain {
+	return chain{name: balanceName(set, nodePort), rules: func() []exprs {
+		var out []exprs
+		for n := 1; n <= fewEndpoints; n++ {
+			load, _ := f.loadFrontend(nodePort)
+			out = append(out, join(load, exprs{&expr.Lookup{SourceRegister: firstRegister, SetName: sizedName(set, nodePort, n)}},
+				f.toOneOf(set, nodePort, n)))
+		}
+		return out
+	}}
+}
+
+// balanceChain is the same for all frontends with n endpoints, where these are many.
+func (f family) balanceChain(set model.Set, nodePort bool, n int) chain {
+	return chain{name: sizedName(set, nodePort, n), rules: func() []exprs { return []exprs{f.toOneOf(set, nodePort, n)} }}
+}
+
+func (f family) toOneOf(set model.Set, nodePort bool, n int) exprs {
+	load, next := f.loadFrontend(nodePort)
+	return join(load, exprs{
+		&expr.Numgen{Register: next, Modulus: uint32(n), Type: unix.NFT_NG_RANDOM},
+		&expr.Lookup{SourceRegister: firstRegister, DestRegister: firstRegister, IsDestRegSet: true, SetName: endpointsMap(set, nodePort)},
+	}, f.toEndpoint(firstRegister))
 }
 
 // plainName is what may be part of the name of a chain or set, which the kernel lets have 255 bytes: with the longest

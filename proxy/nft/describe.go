@@ -144,18 +144,24 @@ func (d *described) entry(f model.Frontend, key string) (string, bool) {
 	var targets [2]string
 	var behind []chain
 	for set, isUsed := range used {
-		set := model.Set(set)
+		set, n := model.Set(set), len(d.slots[set])
 		if !isUsed {
 			continue
 		}
-		if d.port.Affinity != 0 {
+		switch {
+		case d.port.Affinity != 0:
 			behind = append(behind, d.stickyChain(set, d.slots[set]))
+			targets[set] = behind[len(behind)-1].name
 			prefix = "entry/" + portName(d.port.Key) + "/"
-		} else {
-			behind = append(behind, d.balanceChain(set, nodePort, len(d.slots[set])))
-			d.slotElements(set, endpointsMap(set, nodePort), key)
+			continue
+		case n <= fewEndpoints:
+			targets[set] = balanceName(set, nodePort)
+			d.add(element{set: sizedName(set, nodePort, n), key: key})
+		default:
+			behind = append(behind, d.family.balanceChain(set, nodePort, n))
+			targets[set] = behind[len(behind)-1].name
 		}
-		targets[set] = behind[len(behind)-1].name
+		d.slotElements(set, endpointsMap(set, nodePort), key)
 	}
 	entry := d.entryChain(f.Routes, targets, prefix)
 	if entry.rules != nil {

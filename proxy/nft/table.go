@@ -59,7 +59,7 @@ func (f family) fixedChains(n *model.Network) []chain {
 	fixed := func(name string, rules ...exprs) chain {
 		return chain{name: name, rules: func() []exprs { return rules }}
 	}
-	return []chain{
+	out := []chain{
 		fixed("firewall-check", f.byVerdictMap(false, firewallIPs)),
 		fixed("nodeport-endpoints-check", join(f.toNodePort(n), f.byVerdictMap(true, noEndpointPorts))),
 		fixed("service-endpoints-check", f.byVerdictMap(false, noEndpointIPs)),
@@ -68,7 +68,17 @@ func (f family) fixedChains(n *model.Network) []chain {
 		fixed("masquerading", masqueradeMarked(n.MasqueradeMark), f.masqueradeHairpin()),
 		fixed(rejectChain, f.reject()),
 	}
+	for _, b := range balanced {
+		out = append(out, f.balance(b.set, b.nodePort))
+	}
+	return out
 }
+
+// balanced are the kinds of frontends and lists that have a chain, a map of endpoints and sets by their number.
+var balanced = []struct {
+	set      model.Set
+	nodePort bool
+}{{model.Cluster, false}, {model.Local, false}, {model.Cluster, true}, {model.Local, true}}
 
 // toNodePort goes on if a packet is for an address at which NodePorts are served. Loopback is none: the packet would
 // leave with a source that nobody can answer.
@@ -138,7 +148,7 @@ func (f family) sets(t *nftables.Table) []*nftables.Set {
 		s.IsMap, s.DataType = true, nftables.MustConcatSetType(f.addr, port)
 		return s
 	}
-	return []*nftables.Set{
+	out := []*nftables.Set{
 		set(clusterIPs, f.addr),
 		set(nodePortIPs, f.addr),
 		set(hairpins, f.addr, f.addr, proto, port),
@@ -147,11 +157,18 @@ func (f family) sets(t *nftables.Table) []*nftables.Set {
 		toVerdict(set(noEndpointIPs, f.addr, proto, port)),
 		toVerdict(set(noEndpointPorts, proto, port)),
 		toVerdict(set(firewallIPs, f.addr, proto, port)),
-		toEndpoint(set(endpointsMap(model.Cluster, false), f.addr, proto, port, slot)),
-		toEndpoint(set(endpointsMap(model.Local, false), f.addr, proto, port, slot)),
-		toEndpoint(set(endpointsMap(model.Cluster, true), proto, port, slot)),
-		toEndpoint(set(endpointsMap(model.Local, true), proto, port, slot)),
 	}
+	for _, b := range balanced {
+		key := []nftables.SetDatatype{f.addr, proto, port}
+		if b.nodePort {
+			key = key[1:]
+		}
+		for n := 1; n <= fewEndpoints; n++ {
+			out = append(out, set(sizedName(b.set, b.nodePort, n), key...))
+		}
+		out = append(out, toEndpoint(set(endpointsMap(b.set, b.nodePort), append(slices.Clone(key), slot)...)))
+	}
+	return out
 }
 
 // maxClients bounds the clients that an endpoint keeps; without it the kernel takes 65535 for a set of this kind.
