@@ -1,0 +1,77 @@
+package proxy
+
+import (
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/orlop/orlop/proxy/model"
+)
+
+// What the configuration says of the kernel's settings is what the kernel has once the rules are there.
+func TestKernelSettings(t *testing.T) {
+	n := network(t)
+	p := newProgram(t, "iptables")
+	const conntrack = "net/netfilter/nf_conntrack_"
+	want := map[string]string{
+		conntrack + "tcp_timeout_established": "4321", conntrack + "tcp_timeout_close_wait": "321", conntrack + "udp_timeout": "21",
+		conntrack + "udp_timeout_stream": "61", conntrack + "tcp_be_liberal": "1", "net/ipv4/conf/all/route_localnet": "1",
+	}
+	for name := range want {
+		before := readSysctl(t, name)
+		t.Cleanup(func() { writeSysctl(t, name, before) })
+	}
+	writeSysctl(t, "net/ipv4/conf/all/route_localnet", "0")
+	p.args = append(p.args, "--conntrack-tcp-timeout-established", "4321s", "--conntrack-tcp-timeout-close-wait", "321s", "--conntrack-udp-timeout", "21s",
+		"--conntrack-udp-timeout-stream", "61s", "--conntrack-tcp-be-liberal", "--conntrack-max-per-core", "0")
+	p.write(service(0), slice(0, "web", "pod-a"))
+	p.start()
+	n.eventually(t, 0, packet{from: "client", to: "cluster-1:80", want: "pod-a kept"})
+	for name, value := range want {
+		if got := readSysctl(t, name); got != value {
+			t.Errorf("%s is %s, want %s", name, got, value)
+		}
+	}
+}
+
+func readSysctl(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile("/proc/sys/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
+
+func writeSysctl(t *testing.T, name, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+		t.Error(err)
+	}
+}
+
+// In mode iptables the node reaches NodePorts at its loopback address too, unless that is switched off, and others on the link
+// do not.
+func TestLocalhostNodePorts(t *testing.T) {
+	n := network(t)
+	loopback := host{"loopback", "node", addrs("127.0.0.1", "::1")}
+	to := netip.MustParseAddrPort("127.0.0.1:30080")
+	for _, on := range []string{"true", "false"} {
+		t.Run(on, func(t *testing.T) {
+			p := newProgram(t, "iptables")
+			t.Cleanup(func() { writeSysctl(t, "net/ipv4/conf/all/route_localnet", "0") })
+			p.args = append(p.args, "--iptables-localhost-nodeports="+on)
+			p.write(service(0, nodePort(30080)), slice(0, "web", "pod-a", "remote-a"))
+			p.start()
+			n.eventually(t, 0, packet{from: "client", to: "node:30080", want: "pod-a|remote-a masq"})
+			got, err := n.send(loopback, to, model.TCP, 0)
+			if err != nil || got.server.IsValid() != (on == "true") {
+				t.Errorf("%+v, %v", got, err)
+			}
+			if got, err := n.send(hostOf("outside"), to, model.TCP, 0); err == nil && got.server.IsValid() {
+				t.Errorf("from outside: %+v", got)
+			}
+		})
+	}
+}
