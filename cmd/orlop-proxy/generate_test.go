@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
 )
 
@@ -21,13 +22,21 @@ func TestGeneratedFiles(t *testing.T) {
 	cmd := newCommand()
 	cmd.Version = "" // or each commit would change the page
 	cmd.DisableAutoGenTag = true
+	explain, _, err := cmd.Find([]string{"explain"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := func(of *cobra.Command) func(b *bytes.Buffer) error {
+		return func(b *bytes.Buffer) error {
+			return doc.GenMan(of, &doc.GenManHeader{Section: "8", Source: "Orlop", Manual: "Orlop", Date: &pagesDate}, b)
+		}
+	}
 	for path, make := range map[string]func(b *bytes.Buffer) error{
-		"docs/man/orlop-proxy.8": func(b *bytes.Buffer) error {
-			return doc.GenMan(cmd, &doc.GenManHeader{Section: "8", Source: "Orlop", Manual: "Orlop", Date: &pagesDate}, b)
-		},
-		"completions/orlop-proxy.bash": func(b *bytes.Buffer) error { return cmd.GenBashCompletionV2(b, true) },
-		"completions/_orlop-proxy":     func(b *bytes.Buffer) error { return cmd.GenZshCompletion(b) },
-		"completions/orlop-proxy.fish": func(b *bytes.Buffer) error { return cmd.GenFishCompletion(b, true) },
+		"docs/man/orlop-proxy.8":         page(cmd),
+		"docs/man/orlop-proxy-explain.8": page(explain),
+		"completions/orlop-proxy.bash":   func(b *bytes.Buffer) error { return cmd.GenBashCompletionV2(b, true) },
+		"completions/_orlop-proxy":       func(b *bytes.Buffer) error { return cmd.GenZshCompletion(b) },
+		"completions/orlop-proxy.fish":   func(b *bytes.Buffer) error { return cmd.GenFishCompletion(b, true) },
 	} {
 		var made bytes.Buffer
 		if err := make(&made); err != nil {
