@@ -61,7 +61,7 @@ func run(ctx context.Context, s settings) error {
 	if err != nil {
 		return err
 	}
-	if s.config.NodePortsMove() {
+	if s.config.NodePortsMove() || p.findsAddresses() {
 		addresses, err := followAddresses()
 		if err != nil {
 			return err
@@ -103,6 +103,11 @@ func (p *parts) bindAddr() netip.Addr {
 		return netip.IPv4Unspecified()
 	}
 	return addr.Unmap()
+}
+
+// findsAddresses is true on a machine without an API server if nobody says which addresses it has.
+func (p *parts) findsAddresses() bool {
+	return p.flags.ServicesDir != "" && p.bindAddr().IsUnspecified()
 }
 
 // connect makes the source: an API server, or a directory where there is none.
@@ -151,6 +156,9 @@ func (p *parts) restConfig() (*rest.Config, error) {
 
 // network says what the rules need to know, on the node as it is now.
 func (p *parts) network(node watch.Node, cidrs []netip.Prefix) (model.Network, error) {
+	if p.findsAddresses() && len(node.Addresses) == 0 {
+		node.Addresses = ownAddresses()
+	}
 	facts := config.Facts{PodCIDRs: node.PodCIDRs, ServiceCIDRs: cidrs, Families: p.families}
 	// Loopback stands there for what isn't known, which is no address of the node's that rules could be about.
 	facts.NodeIPs = slices.DeleteFunc(node.IPs(p.bindAddr()), netip.Addr.IsLoopback)

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -73,5 +74,29 @@ func TestLocalhostNodePorts(t *testing.T) {
 				t.Errorf("from outside: %+v", got)
 			}
 		})
+	}
+}
+
+// A machine without an API server finds its own addresses, of which nobody told it.
+func TestOwnAddresses(t *testing.T) {
+	n := network(t)
+	p := newProgram(t, "nftables")
+	at := slices.Index(p.args, "--bind-address")
+	p.args = slices.Delete(p.args, at, at+2)
+	p.write(service(0, nodePort(30080)), slice(0, "web", "pod-a"),
+		service(1, named("six", family(1).cluster(1)), nodePort(30080)), slice(1, "six", "pod-a"))
+	p.start()
+	n.eventually(t, 0, packet{from: "outside", to: "node:30080", want: "pod-a masq"})
+	for f := range family(2) { // of several addresses the kernel prefers one
+		n.eventually(t, f, packet{from: "client", to: "cluster-1:80", want: "pod-a kept"})
+		served := 0
+		for _, at := range []string{"node:30080", "node-second:30080", "bridge:30080"} {
+			if got, err := n.send(hostOf("outside"), f.address(at), model.TCP, 0); err == nil && got.server.IsValid() {
+				served++
+			}
+		}
+		if served != 1 {
+			t.Errorf("%s: %d addresses of the node serve NodePorts", f.model(), served)
+		}
 	}
 }
