@@ -313,3 +313,45 @@ func TestWarnings(t *testing.T) {
 		t.Errorf("two warnings: %q", both)
 	}
 }
+
+// FuzzLoad: whatever a file says, what is taken can be written and read again, and leads to rules or to an error.
+func FuzzLoad(f *testing.F) {
+	sample, err := os.ReadFile("testdata/kubeadm.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, text := range []string{string(sample), head, head + "mode: ipvs\nnodePortAddresses: [10.0.0.0/8, primary]\nclusterCIDR: 10.244.0.0/16,fd00::/64\n",
+		head + "bindAddress: \"::\"\nhealthzBindAddress: \"1.2.3.4\"\niptables: {masqueradeBit: 31}\n", head + "conntrack: {maxPerCore: -1}\ndetectLocalMode: x\n"} {
+		f.Add([]byte(text))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c := &Config{Set: map[string]bool{}}
+		if c.read(data) != nil {
+			return
+		}
+		c.Default()
+		c.Warnings()
+		if c.Validate() != nil {
+			return
+		}
+		n, err := c.Network(Facts{Families: []model.Family{model.IPv4, model.IPv6}, NodeIPs: []netip.Addr{netip.MustParseAddr("192.0.2.1")}})
+		if err != nil {
+			t.Fatalf("valid, but leads to no rules: %v", err)
+		}
+		if n.MasqueradeMark == 0 || n.AllNodePorts && len(n.NodePorts) > 0 {
+			t.Fatalf("%+v", n)
+		}
+		file := filepath.Join(t.TempDir(), "config.yaml")
+		if err := c.Write(file); err != nil {
+			t.Fatal(err)
+		}
+		again, err := Load(file)
+		if err != nil {
+			t.Fatalf("what was written is not read: %v", err)
+		}
+		again.Default()
+		if err := again.Validate(); err != nil {
+			t.Fatalf("what was written is not valid: %v", err)
+		}
+	})
+}

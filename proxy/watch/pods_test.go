@@ -1,7 +1,9 @@
 package watch
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -12,7 +14,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/orlop/orlop/proxy/model"
 )
@@ -242,4 +246,42 @@ func TestPodsAreAwaited(t *testing.T) {
 	if r.synced[Slices] != 0 || r.synced[Services] != 1 {
 		t.Errorf("synced is %v", r.synced)
 	}
+}
+
+// answers is a kubelet that says what it is told to.
+type answers []byte
+
+func (a answers) RoundTrip(*http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(a))}, nil
+}
+
+// FuzzPods: whatever a kubelet answers, it leads to endpoints that can be used, or to none.
+func FuzzPods(f *testing.F) {
+	pod := `{"metadata": {"namespace": "default", "name": "a", "uid": "u", "labels": {"app": "web"}}, "spec": {"containers": [{"ports": [{"name": "http", "containerPort": 8080}]}]},
+		"status": {"podIPs": [{"ip": "10.244.0.2"}, {"ip": "fd00::2"}], "conditions": [{"type": "Ready", "status": "True"}]}}`
+	bookmark := `{"type": "BOOKMARK", "object": {"metadata": {"annotations": {"k8s.io/initial-events-end": "true"}}}}`
+	f.Add([]byte(`{"kind": "PodList", "items": [` + pod + `]}`))
+	f.Add([]byte(`{"type": "ADDED", "object": ` + pod + `}` + bookmark + `{"type": "DELETED", "object": ` + pod + `}`))
+	f.Add([]byte(`{"type": "MODIFIED", "object": {}}` + bookmark + `[`))
+	s := &selecting{
+		service: model.Name{Namespace: "default", Name: "web"}, selector: labels.SelectorFromSet(labels.Set{"app": "web"}), families: []model.Family{model.IPv4, model.IPv6},
+		ports: []corev1.ServicePort{{Name: "p", Protocol: corev1.ProtocolTCP, TargetPort: intstr.FromString("http")}},
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		out := make(chan members)
+		follower := &podFollower{Pods: &Pods{URL: "http://kubelet", Client: &http.Client{Transport: answers(data)}}, out: out, all: members{}}
+		go func() {
+			defer close(out)
+			_ = follower.stream(t.Context()) // every stream that ends is an error
+		}()
+		for pods := range out {
+			for _, slice := range s.slices(pods) {
+				for _, e := range slice.value.Endpoints {
+					if !e.Addr.IsValid() || model.FamilyOf(e.Addr) != slice.value.Family || e.Addr.IsLoopback() {
+						t.Fatalf("endpoint %+v of slice %+v", e, slice.value)
+					}
+				}
+			}
+		}
+	})
 }
