@@ -151,19 +151,20 @@ func expandSlice(slice string) (string, error) {
 
 // Missing returns the cgroups that come into being with a pod, outermost first and as [Host.Dir] has them: by EnsurePod,
 // or by systemd, which makes slices with a pod's first scope. It is for a record that is written before, so that a crash
-// amid it leaves nothing that nobody knows.
+// amid it leaves nothing that nobody knows. A cgroup that is there in some hierarchies of v1 is of another maker (a kubelet
+// makes none for devices), who alone removes it.
 func (h Host) Missing(parent string) (missing []string, err error) {
 	levels, err := h.podLevels(parent)
 	if err != nil {
 		return nil, err
 	}
 	for _, level := range levels {
-		absent := func(hierarchy string) bool {
+		there := func(hierarchy string) bool {
 			_, err := os.Stat(h.path(hierarchy, level))
-			return errors.Is(err, os.ErrNotExist)
+			return !errors.Is(err, os.ErrNotExist)
 		}
 		// systemd makes a slice in the hierarchies that its scopes need, and in its own.
-		if h.Systemd && absent(h.finder()) || !h.Systemd && slices.ContainsFunc(h.hierarchies, absent) {
+		if h.Systemd && !there(h.finder()) || !h.Systemd && !slices.ContainsFunc(h.hierarchies, there) {
 			missing = append(missing, level)
 		}
 	}

@@ -233,6 +233,20 @@ func TestHandDown(t *testing.T) {
 	}
 }
 
+// On v1 a cgroup that somebody has made in some hierarchies alone is his in all of them, and stays.
+func TestMissingV1(t *testing.T) {
+	root := files(t, map[string]string{
+		"cpu/cgroup.procs": "", "cpu/theirs/cgroup.procs": "", "devices/cgroup.procs": "", "freezer/cgroup.procs": "",
+	})
+	h, err := detect(root, false, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if missing, err := h.Missing("/theirs/ours"); err != nil || !slices.Equal(missing, []string{"/theirs/ours"}) {
+		t.Errorf("missing: %v, %v", missing, err)
+	}
+}
+
 // killable is the directory of a cgroup in the hierarchy that can be frozen.
 func killable(h Host, dir string) string {
 	if h.V2 {
