@@ -38,7 +38,7 @@ TEST_IMAGES := $(BUILD)/test-images
 # What a test run uses instead of building it again.
 TEST_ENV := ORLOP_BIN=$(BIN) ORLOP_CNI_BIN=$(CNI) ORLOP_CONMON=$(BIN)/orlop-conmon PATH="$(BUILD)/tools/usr/bin:$$PATH"
 # The suites that drive a whole daemon and count what is on the machine run alone, after the others.
-ALONE := ./test/e2e ./test/kubelet ./test/proxy
+ALONE := ./test/e2e ./test/kubelet ./test/lone ./test/proxy
 RACE ?= -race
 TEST_TIMEOUT ?= 15m
 FUZZTIME ?= 5s
@@ -98,7 +98,7 @@ cluster: prerequisites-build
 test: prerequisites-run prerequisites-test build test-images cluster ## run every test that this machine can run (as root)
 	@echo "==> testing; each package shows when it ends"
 	@all=$$(go list ./...) || exit 1; \
-	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet|proxy)$$'); \
+	{ $(TEST_ENV) REQUIRE_KERNEL=1 go test -json $(RACE) -shuffle=on -timeout $(TEST_TIMEOUT) $$(echo "$$all" | grep -vE '/test/(e2e|kubelet|lone|proxy)$$'); \
 	  $(TEST_ENV) REQUIRE_KERNEL=1 go test -json -count=1 -p 1 -timeout $(TEST_TIMEOUT) $(ALONE); } | go run ./test/summary
 
 unit: prerequisites-build ## run the tests that need no root

@@ -33,6 +33,8 @@ for purpose; do
 		need curl command -v curl
 		;;
 	test)
+		need containerd command -v containerd # the kubelet is tested over it, too
+		need runc command -v runc
 		need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 		;;
 	check)

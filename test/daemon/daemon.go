@@ -215,8 +215,11 @@ func (d *Daemon) Close() error {
 }
 
 // removeBridge removes what the bridge plugin makes once and leaves.
-func (d *Daemon) removeBridge() error {
-	link, err := netlink.LinkByName(d.bridge())
+func (d *Daemon) removeBridge() error { return RemoveLink(d.bridge()) }
+
+// RemoveLink removes a network device if it is there.
+func RemoveLink(name string) error {
+	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}

@@ -99,14 +99,12 @@ func setUp(dir, foreign string) (err error) {
 		return err
 	}
 	fmt.Printf("e2e: %s %s, %s, %s\n", version.RuntimeName, version.RuntimeVersion, open.Kind, dir)
-	if err := open.WriteCA(certs); err != nil {
-		return err
+	trust := open.WriteCA
+	if foreign != "" {
+		trust = open.WriteHosts
 	}
-	if foreign != "" { // containerd takes loopback for plain HTTP unless it is told
-		hosts := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\n  ca = \"ca.crt\"\n", "https://"+open.Host)
-		if err := os.WriteFile(filepath.Join(certs, open.Host, "hosts.toml"), []byte(hosts), 0o644); err != nil {
-			return err
-		}
+	if err := trust(certs); err != nil {
+		return err
 	}
 	if image, err = images.Get(ctx, "probe"); err != nil {
 		return err

@@ -18,7 +18,7 @@ func TestMain(m *testing.M) { os.Exit(Main(m)) }
 func TestCompareSeesEachKind(t *testing.T) {
 	Require(t, Root)
 	dir := t.TempDir()
-	for _, sub := range []string{"mnt", "leases", "storage/overlay/l", "files/old"} {
+	for _, sub := range []string{"mnt", "leases", "storage/overlay/l", "files/old", "links"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -30,7 +30,8 @@ func TestCompareSeesEachKind(t *testing.T) {
 	cg := fmt.Sprintf("/orlop-test-kernel-%d", os.Getpid())
 	scope := Scope{
 		Dirs: []string{dir}, Cgroups: []string{cg}, Leases: []string{filepath.Join(dir, "leases")},
-		Storage: []string{filepath.Join(dir, "storage")}, Files: []string{filepath.Join(dir, "files")}, Pids: []int{os.Getpid()},
+		Storage: []string{filepath.Join(dir, "storage")}, Files: []string{filepath.Join(dir, "files")},
+		Links: []string{filepath.Join(dir, "links")}, Pids: []int{os.Getpid()},
 	}
 	for _, tt := range []struct {
 		kind string
@@ -66,6 +67,12 @@ func TestCompareSeesEachKind(t *testing.T) {
 			path := filepath.Join(dir, "files/old/new")
 			must(t, os.Symlink("nowhere", path))
 			return func() { must(t, os.Remove(path)) }
+		}},
+		{Files, "links/new", func(t *testing.T) func() {
+			path, other := filepath.Join(dir, "links/new"), filepath.Join(dir, "links/other")
+			must(t, os.Symlink(filepath.Join(dir, "nowhere"), path))
+			must(t, os.Symlink("/others", other))
+			return func() { must(t, os.Remove(path)); must(t, os.Remove(other)) }
 		}},
 		{Descriptors, "socket:[*]", func(t *testing.T) func() {
 			// Not through package net: its poller's descriptor would stay open.

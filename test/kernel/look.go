@@ -133,6 +133,16 @@ func files(s Scope, snap Snapshot) error {
 			return err
 		}
 	}
+	for _, dir := range s.Links {
+		err := walk(dir, func(path string, _ fs.DirEntry) {
+			if target, err := os.Readlink(path); err == nil && below(target, s.Dirs) {
+				snap.add(Files, path)
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

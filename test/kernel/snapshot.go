@@ -20,6 +20,8 @@ type Scope struct {
 	Cgroups []string
 	// Files are directories of which everything below counts that is there: files, directories, links.
 	Files []string
+	// Links are directories that are shared with others, of which links count that lead below one of Dirs.
+	Links []string
 	// Leases are data directories of the host-local IPAM plugin ("/var/lib/cni/networks").
 	Leases []string
 	// Storage are roots of containers/storage.

@@ -3,7 +3,9 @@ package kubelet
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -20,7 +22,6 @@ import (
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"github.com/orlop/orlop/test/csidriver"
-	"github.com/orlop/orlop/test/daemon"
 )
 
 // startDriver starts a CSI driver on the node, of a name of the test's own, and waits until the cluster knows it.
@@ -47,6 +48,10 @@ func startDriver(s *space, spec storagev1.CSIDriverSpec, able ...csi.NodeService
 		d.Stop()
 		_ = control.Client.StorageV1().CSIDrivers().Delete(context.Background(), name, metav1.DeleteOptions{}) // the cluster ends anyhow
 		_ = os.RemoveAll(d.Dir)
+		// It stays, as with kubelet, but empty.
+		if err := os.Remove(filepath.Join(root, "plugins/kubernetes.io/csi", name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			s.Error(err)
+		}
 	})
 	s.within(2*patience, "the driver on the CSINode", func() error { return listed(s, name) })
 	return d
@@ -528,51 +533,4 @@ func TestCSINodeDeleted(t *testing.T) {
 		t.Error(err)
 	}
 	s.eventually("the driver on the new CSINode", func() error { return listed(s, d.Name) })
-}
-
-// otherKubelet is the shim where the real kubelet is tested, and the other way round.
-func otherKubelet(t *testing.T) *subject {
-	t.Helper()
-	other := *node
-	other.args = slices.DeleteFunc(slices.Clone(node.args), func(arg string) bool { return strings.HasPrefix(arg, "--log-level") })
-	if node.binary != control.Bin.Kubelet {
-		other.binary = control.Bin.Kubelet
-		return &other
-	}
-	bins, err := daemon.Build()
-	if err != nil {
-		t.Fatal(err)
-	}
-	other.binary = bins.Kubelet
-	return &other
-}
-
-// TestCSIOtherKubelet: what one kind of kubelet has mounted, the other one unmounts.
-func TestCSIOtherKubelet(t *testing.T) {
-	s := alone(t)
-	d := startDriver(s, storagev1.CSIDriverSpec{}, csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME)
-	attachVolumes(s, d.Name)
-	makeVolume(s, d.Name, "Filesystem")
-	s.apply(strings.ReplaceAll(csiSet, "SPACE", s.name))
-	other := otherKubelet(t)
-	for i, next := range []*subject{other, node} {
-		s.kubectl("scale", "statefulset", "db", "--replicas=1")
-		s.waitPod("db-0", "ready", ready)
-		stage := d.Calls("NodeStageVolume")[0].Request.(*csi.NodeStageVolumeRequest).StagingTargetPath
-		if err := control.Kill(logName); err != nil {
-			t.Fatal(err)
-		}
-		if err := next.start(); err != nil {
-			t.Fatal(err)
-		}
-		s.within(2*patience, "the driver on the CSINode", func() error { return listed(s, d.Name) })
-		s.kubectl("scale", "statefulset", "db", "--replicas=0")
-		s.within(2*patience, "the pod's end", gone(s, "db-0"))
-		unstaged(s, d, stage)
-		data, err := os.ReadFile(filepath.Join(d.Volume("disk-1"), "part", "starts"))
-		if err != nil || strings.Count(string(data), "\n") < i+1 {
-			t.Errorf("after %d starts at least the volume has %q, %v", i+1, data, err)
-		}
-		d.Forget()
-	}
 }

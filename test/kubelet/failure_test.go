@@ -58,7 +58,7 @@ spec:
 	}
 }
 
-// TestDeletionWithGrace runs preStop first, gives the container its grace, and keeps it ready as long as it says so.
+// TestDeletionWithGrace is not ready before postStart has ended, runs preStop first, gives the container its grace, and keeps it ready as long as it says so.
 func TestDeletionWithGrace(t *testing.T) {
 	s := begin(t)
 	s.apply(`
@@ -72,10 +72,14 @@ spec:
     image: IMAGE
     command: [sh, -c, "trap 'echo got TERM; sleep 2; echo leaving; exit 0' TERM; echo up; while :; do sleep 0.1; done"]
     lifecycle:
-      postStart: {exec: {command: [sh, -c, "echo post > /proc/1/fd/1"]}}
+      postStart: {exec: {command: [sh, -c, "sleep 2; echo post > /proc/1/fd/1"]}}
       preStop: {exec: {command: [sh, -c, "echo pre > /proc/1/fd/1; sleep 1"]}}
 `)
-	s.waitPod("slow", "ready", ready)
+	p := s.waitPod("slow", "ready", ready)
+	from, to := condition(p, v1.PodReadyToStartContainers).LastTransitionTime, condition(p, v1.PodReady).LastTransitionTime
+	if to.Sub(from.Time) < time.Second {
+		t.Errorf("ready at %s, %s after it could start; postStart takes 2 s", to, to.Sub(from.Time))
+	}
 	log := make(chan string, 1)
 	go func() {
 		text, _ := s.tryKubectl("", "logs", "-f", "slow")

@@ -37,29 +37,20 @@ const nodeName = "node"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(run(m))
+	os.Exit(daemon.Isolated("kubelet", func(dir string) int { return run(dir, m) }))
 }
 
-// dirEnv names the directory of this run's state to the process that does the work.
-const dirEnv = "ORLOP_KUBELET_DIR"
-
-func run(m *testing.M) int {
-	if os.Geteuid() != 0 {
-		fmt.Println("kubelet: skipped: needs root")
-		if os.Getenv("REQUIRE_KERNEL") == "1" {
-			return 1
-		}
-		return 0
-	}
-	if !kernel.InOwnNetwork() {
-		return inOwnNetwork()
-	}
+func run(dir string, m *testing.M) int {
 	_ = flag.Set("test.parallel", "8") // they wait more than they compute
-	dir := os.Getenv(dirEnv)
+	before, err := everything(dir)
+	if err != nil {
+		fmt.Println("kubelet: before the start:", err)
+		return 1
+	}
 	code := 1
-	err := setUp(dir)
+	err = setUp(dir)
 	if err == nil {
-		code = kernel.Main(m)
+		code = daemon.Measured("kubelet", m, stock)
 	} else {
 		fmt.Println("kubelet:", err)
 	}
@@ -67,41 +58,12 @@ func run(m *testing.M) int {
 		fmt.Println("kubelet: tear down:", err)
 		code = max(code, 1)
 	}
-	return code
-}
-
-// inOwnNetwork runs the suite in a child process, and sweeps up after it if it was killed or panicked.
-func inOwnNetwork() int {
-	dir, err := os.MkdirTemp("/var/tmp", "orl-")
-	if err == nil {
-		err = errors.Join(os.Chmod(dir, 0o755), os.Setenv(dirEnv, dir))
-	}
-	if err != nil {
-		fmt.Println("kubelet:", err)
-		return 1
-	}
-	code, err := kernel.OwnNetwork()
-	found, sweepErr := daemon.Sweep(dir)
-	if err = errors.Join(err, sweepErr); err != nil {
-		fmt.Println("kubelet:", err)
-		return max(code, 1)
-	}
-	if found {
-		fmt.Println("kubelet: the suite did not end by itself; what it left was swept up")
-		code = max(code, 1)
-	}
-	if code == 0 || os.Getenv("ORLOP_KEEP") == "" {
-		_ = os.RemoveAll(dir)
-	}
-	return code
+	return max(code, daemon.Left("kubelet, at the end", before, func() (kernel.Snapshot, error) { return everything(dir) }))
 }
 
 func setUp(dir string) (err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute) // a cold build of Kubernetes is slow
 	defer cancel()
-	if err := kernel.LoopbackUp(); err != nil {
-		return err
-	}
 	if control, err = cluster.Start(ctx, filepath.Join(dir, "k")); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -77,7 +78,9 @@ spec:
 	checkRunning(s, p)
 	var log string
 	s.eventually("the log", func() (err error) {
-		log, err = s.tryKubectl("", "logs", "web", "-c", "main")
+		if log, err = s.tryKubectl("", "logs", "web", "-c", "main"); err == nil && !strings.Contains(log, "token") {
+			err = errors.New("its last line is not there")
+		}
 		return err
 	})
 	for _, want := range []string{

@@ -5,19 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
-
-	"github.com/moby/sys/mountinfo"
 
 	"github.com/orlop/orlop/test/cluster"
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/daemon"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // subject is the kubelet under test: the shim, or the real one.
@@ -38,7 +35,7 @@ func newSubject(dir string) (*subject, error) {
 	if err := control.AddNode(nodeName); err != nil {
 		return nil, err
 	}
-	if err := s.makeCgroup(); err != nil {
+	if err := kernel.MakeCgroup(s.cgroup); err != nil {
 		return nil, err
 	}
 	config := filepath.Join(s.dir, "config.yaml")
@@ -101,41 +98,7 @@ func (s *subject) restart() error {
 	return s.start()
 }
 
-func (s *subject) logTail() string {
-	data, err := os.ReadFile(control.Log(logName))
-	if err != nil {
-		return err.Error()
-	}
-	return string(data[max(0, len(data)-6000):])
-}
-
-// cgroupDirs are the directories of the cgroup of this kubelet, in all hierarchies.
-func (s *subject) cgroupDirs() ([]string, error) {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		return []string{filepath.Join("/sys/fs/cgroup", s.cgroup)}, nil
-	}
-	roots, err := filepath.Glob("/sys/fs/cgroup/*")
-	var dirs []string
-	for _, root := range roots {
-		if info, err := os.Lstat(root); err == nil && info.IsDir() {
-			dirs = append(dirs, filepath.Join(root, s.cgroup))
-		}
-	}
-	return dirs, err
-}
-
-func (s *subject) makeCgroup() error {
-	dirs, err := s.cgroupDirs()
-	if err != nil {
-		return err
-	}
-	for _, dir := range dirs {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
-}
+func (s *subject) logTail() string { return control.Tail(logName, 6000) }
 
 // close ends the kubelet and removes what a kubelet leaves on purpose: pods, cgroups and mounts.
 func (s *subject) close() error {
@@ -143,15 +106,7 @@ func (s *subject) close() error {
 	if control.PID(logName) != 0 {
 		errs = append(errs, control.End(logName))
 	}
-	errs = append(errs, removePods(), unmountBelow(s.dir))
-	dirs, err := s.cgroupDirs()
-	errs = append(errs, err)
-	for _, dir := range dirs {
-		out, err := exec.Command("find", dir, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";").CombinedOutput()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove %s: %w: %s", dir, err, out))
-		}
-	}
+	errs = append(errs, removePods(), kernel.UnmountBelow(s.dir), kernel.RemoveCgroup(s.cgroup))
 	return errors.Join(errs...)
 }
 
@@ -186,14 +141,6 @@ func removePods() error {
 		_, stopErr := runtime.Client.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.Id})
 		_, removeErr := runtime.Client.Runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: p.Id})
 		err = errors.Join(err, stopErr, removeErr)
-	}
-	return err
-}
-
-func unmountBelow(dir string) error {
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(dir))
-	for i := len(mounts) - 1; i >= 0; i-- {
-		err = errors.Join(err, unix.Unmount(mounts[i].Mountpoint, unix.UMOUNT_NOFOLLOW))
 	}
 	return err
 }

@@ -163,6 +163,15 @@ func (r *Registry) Close() error { return r.stop() }
 // WriteCA lets clients that read certsDir in the manner of containers-certs.d(5) trust it.
 func (r *Registry) WriteCA(certsDir string) error { return r.ca.trust(certsDir, r.Host) }
 
+// WriteHosts does the same for containerd, which takes loopback for plain HTTP unless it is told.
+func (r *Registry) WriteHosts(certsDir string) error {
+	if err := r.WriteCA(certsDir); err != nil {
+		return err
+	}
+	hosts := fmt.Sprintf("server = %[1]q\n[host.%[1]q]\n  ca = \"ca.crt\"\n", "https://"+r.Host)
+	return os.WriteFile(filepath.Join(certsDir, r.Host, "hosts.toml"), []byte(hosts), 0o644)
+}
+
 // do sends a request; an answer that is no success is an error with its body.
 func (r *Registry) do(method, target string, body io.Reader, mediaType string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(context.Background(), method, target, body)
