@@ -85,11 +85,19 @@ var counters = regexp.MustCompile(`\[\d+:\d+\]`)
 // chain has.
 func saved(t testing.TB) map[model.Family][]string {
 	t.Helper()
+	out, err := savedHere()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func savedHere() (map[model.Family][]string, error) {
 	out := map[model.Family][]string{}
 	for family, program := range families {
 		text, err := exec.Command(program.program + "-save").Output()
 		if err != nil {
-			t.Fatal(err)
+			return nil, fmt.Errorf("%s-save: %w", program.program, err)
 		}
 		lines := map[string][]string{}
 		var table string
@@ -110,7 +118,7 @@ func saved(t testing.TB) map[model.Family][]string {
 		}
 		slices.Sort(out[family])
 	}
-	return out
+	return out, nil
 }
 
 func do(command ...string) error {

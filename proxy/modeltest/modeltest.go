@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
+	"strconv"
 	"time"
 	"unique"
 
@@ -22,6 +24,14 @@ type Cluster struct {
 	Services map[model.Name]*model.Service
 	Slices   map[model.Name]*model.Slice
 	hostile  bool
+}
+
+// Changes is how many changes a test makes that looks at all rules after each: some, or as many as $ORLOP_TEST_CHANGES says.
+func Changes(some int) int {
+	if n, err := strconv.Atoi(os.Getenv("ORLOP_TEST_CHANGES")); err == nil {
+		return n
+	}
+	return some
 }
 
 // Where packets may be from, by family.

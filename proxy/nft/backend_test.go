@@ -45,6 +45,10 @@ func canonical(t *testing.T, f model.Family) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return canonicalOf(table)
+}
+
+func canonicalOf(table *Table) string {
 	var out []string
 	for name, rules := range table.chains {
 		for i, rule := range rules {

@@ -50,9 +50,9 @@ func variant(f model.Family, nft bool) string {
 // hasLegacyTables tells whether the kernel has legacy rules. The program for them is not to be asked, as it would make the
 // tables.
 func hasLegacyTables(f model.Family) bool {
-	file := "/proc/net/ip_tables_names"
+	file := "/proc/thread-self/net/ip_tables_names"
 	if f == model.IPv6 {
-		file = "/proc/net/ip6_tables_names"
+		file = "/proc/thread-self/net/ip6_tables_names"
 	}
 	tables, err := os.ReadFile(file)
 	return err == nil && bytes.Contains(tables, []byte(NAT))
