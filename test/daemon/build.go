@@ -19,7 +19,7 @@ var plugins = []string{"main/bridge", "main/loopback", "ipam/host-local", "meta/
 // Binaries are what a daemon runs.
 type Binaries struct {
 	Orlop, Monitor string
-	Kubelet        string // the program behind `orlop kubelet`
+	Kubelet, Proxy string // the programs behind `orlop kubelet` and `orlop proxy`
 	CNI            string // directory of the standard plugins
 }
 
@@ -42,11 +42,12 @@ var build = sync.OnceValues(func() (Binaries, error) {
 			return Binaries{}, err
 		}
 	}
-	b.Orlop, b.Monitor, b.Kubelet = filepath.Join(dir, "orlop"), filepath.Join(dir, "orlop-conmon"), filepath.Join(dir, "orlop-kubelet")
+	b.Orlop, b.Monitor = filepath.Join(dir, "orlop"), filepath.Join(dir, "orlop-conmon")
+	b.Kubelet, b.Proxy = filepath.Join(dir, "orlop-kubelet"), filepath.Join(dir, "orlop-proxy")
 	return b, nil
 })
 
-// Build returns the binaries: those of $ORLOP_BIN (orlop, orlop-conmon, orlop-kubelet) and $ORLOP_CNI_BIN if they are set, else it
+// Build returns the binaries: those of $ORLOP_BIN (orlop, orlop-conmon, orlop-kubelet, orlop-proxy) and $ORLOP_CNI_BIN if they are set, else it
 // builds them from this checkout and from the plugins' module, once in this process.
 func Build() (Binaries, error) { return build() }
 
@@ -66,7 +67,7 @@ func buildPlugins(dir string) error {
 
 func buildOrlop(dir string) error {
 	const tags = "seccomp,containers_image_openpgp,exclude_graphdriver_btrfs"
-	for _, name := range []string{"orlop", "orlop-kubelet"} {
+	for _, name := range []string{"orlop", "orlop-kubelet", "orlop-proxy"} {
 		err := run("", nil, "build", "-trimpath", "-buildvcs=false", "-tags="+tags, "-o", filepath.Join(dir, name), "github.com/orlop/orlop/cmd/"+name)
 		if err != nil {
 			return err
