@@ -45,7 +45,7 @@ func newCommand() *cobra.Command {
 			"the configuration of kube-proxy (KubeProxyConfiguration) and takes its flags, so it can stand where kube-proxy stood. " +
 			"Without an API server the Services come from a directory. When it ends, the rules stay; --cleanup removes them.",
 		Example: "  orlop proxy --config /var/lib/kube-proxy/config.conf\n" +
-			"  orlop proxy --services-dir /etc/orlop/services --kubelet-url https://127.0.0.1:10250",
+			"  orlop proxy --services-dir /etc/orlop/services --kubelet-url http://127.0.0.1:10250",
 		Version:       version,
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true, // a failure at run time is no reason to explain flags
