@@ -15,7 +15,7 @@ func TestParseIPs(t *testing.T) {
 		{"x", "[]", `"x" is not an IP address`},
 		{"192.0.2.1,192.0.2.2", "[]", "one of each family"},
 		{"192.0.2.1,2001:db8::1,2001:db8::2", "[]", "one of each family"},
-		{"0.0.0.0,2001:db8::1", "[]", "neither may be 0.0.0.0"},
+		{"0.0.0.0,2001:db8::1", "[]", "neither may be unspecified"},
 	} {
 		got, err := ParseIPs(tt.list)
 		if fmt.Sprint(got) != tt.want || (err != nil) != (tt.problem != "") || err != nil && !strings.Contains(err.Error(), tt.problem) {

@@ -203,7 +203,7 @@ func ParseIPs(list string) ([]net.IP, error) {
 	case len(out) > 2 || is4(out[0]) == is4(out[1]):
 		return nil, fmt.Errorf("%q must be one address, or one of each family", list)
 	case out[0].IsUnspecified() || out[1].IsUnspecified():
-		return nil, fmt.Errorf("%q: of two addresses, neither may be 0.0.0.0 or ::", list)
+		return nil, fmt.Errorf("%q: of two addresses, neither may be unspecified (0.0.0.0, ::)", list)
 	}
 	return out, nil
 }

@@ -10,13 +10,6 @@ import (
 	"github.com/orlop/orlop/proxy/xtables"
 )
 
-// The tables that rules are in.
-const (
-	filter = "filter"
-	nat    = "nat"
-	mangle = "mangle"
-)
-
 // portRules is a chain of a single port, in table nat. Rules are without the chain: "-s 10.0.0.1/32 -j KUBE-MARK-MASQ".
 type portRules struct {
 	name  string
