@@ -93,6 +93,7 @@ type container struct {
 	pid     atomic.Int32 // 0 until it exists, or if only its exit is known
 	made    atomic.Bool  // all of what follows is there
 	started atomic.Pointer[time.Time]
+	wentOn  atomic.Bool // it had gone on to its program when it ended, though a start under way has not noticed yet
 	exit    atomic.Pointer[conmon.Exit]
 	ended   chan struct{} // closed when exit is set
 	endOnce sync.Once

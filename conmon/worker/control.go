@@ -42,16 +42,18 @@ func (w *Worker) start(id string) (*time.Time, error) {
 		return nil, fmt.Errorf("container %s: start: %w", id, err)
 	}
 	if !began {
+		w.dropStart(c)
 		return nil, fmt.Errorf("container %s: start: %w", id, errDead)
 	}
 	return w.endStart(c)
 }
 
-// awaitStart waits until the container's process has gone on, or has ended without.
+// awaitStart waits until the container's process has gone on, or has ended without. One that goes on may end at once, so
+// its end says nothing: what it wrote before is asked for.
 func (c *container) awaitStart() (bool, error) {
 	fifo := c.file(fileStart)
 	if fifo == nil {
-		return false, nil // released: it has ended
+		return c.wentOn.Load(), nil // released: it has ended
 	}
 	waited := make(chan struct{})
 	defer close(waited)
@@ -63,10 +65,22 @@ func (c *container) awaitStart() (bool, error) {
 		}
 	}()
 	began, err := runtime.Started(fifo)
-	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
-		return false, nil
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		began, err = runtime.HasStarted(fifo)
+	}
+	if err != nil && c.exit.Load() != nil { // released meanwhile
+		return c.wentOn.Load(), nil
 	}
 	return began, err
+}
+
+// noteStarted is for a container that has ended while it was being started: it notes what the file tells that is about to
+// be closed.
+func (c *container) noteStarted() {
+	if fifo := c.file(fileStart); fifo != nil {
+		began, err := runtime.HasStarted(fifo)
+		c.wentOn.Store(began && err == nil)
+	}
 }
 
 // endStart writes down that a container has been started.
@@ -74,11 +88,15 @@ func (w *Worker) endStart(c *container) (*time.Time, error) {
 	now := time.Now()
 	c.started.Store(&now)
 	err := errors.Join(w.noteStart(c.id, now), w.runtime.EndStart(c.id))
+	w.dropStart(c)
+	return &now, err
+}
+
+func (w *Worker) dropStart(c *container) {
 	if f := c.take(fileStart); f != nil {
 		f.Close()
 		w.drop(c.id, fileStart)
 	}
-	return &now, err
 }
 
 func (w *Worker) noteStart(id string, at time.Time) error {

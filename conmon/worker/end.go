@@ -48,6 +48,7 @@ func (w *Worker) end(c *container, exit conmon.Exit) {
 			}
 		}
 		c.drain()
+		c.noteStarted()
 		c.exit.Store(&exit)
 		close(c.ended)
 		w.tell(conmon.MethodExited, conmon.Event{ID: c.id, Exit: exit})
