@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -106,7 +109,7 @@ func TestEnsure(t *testing.T) {
 		t.Errorf("a pull that fails: %s", reason)
 	}
 	s.fail = nil
-	if _, reason := get(v1.PullIfNotPresent); reason != "ImagePullBackOff" || len(s.pulls) != 1 {
+	if _, reason := get(v1.PullIfNotPresent); reason != "ErrImagePull" || len(s.pulls) != 1 {
 		t.Errorf("at once again: %s after %d pulls", reason, len(s.pulls))
 	}
 	p.Forget("u")
@@ -126,4 +129,33 @@ func TestEnsure(t *testing.T) {
 	if _, reason := get(v1.PullAlways); reason != "RegistryUnavailable" {
 		t.Errorf("a registry that is away: %s", reason)
 	}
+}
+
+// A failed pull is told for a moment, then that the next one is waited for, and why.
+func TestBackOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &service{present: map[string]bool{}, fail: status.Error(codes.Unknown, "no such tag")}
+		p := New(Config{Images: s, Secrets: secrets{}, Events: record.NewFakeRecorder(100)})
+		pod := &v1.Pod{}
+		pod.UID = "u"
+		for _, tt := range []struct {
+			sleep           time.Duration
+			reason, message string
+			retryIn         time.Duration
+			pulls           int
+		}{
+			{0, "ErrImagePull", "no such tag", 5 * time.Second, 1},
+			{2 * time.Second, "ErrImagePull", "no such tag", 3 * time.Second, 1},
+			{3 * time.Second, "ImagePullBackOff", `Back-off pulling image "a": ErrImagePull: no such tag`, 5 * time.Second, 1},
+			{5 * time.Second, "ErrImagePull", "no such tag", 5 * time.Second, 2},
+			{5 * time.Second, "ImagePullBackOff", `Back-off pulling image "a": ErrImagePull: no such tag`, 15 * time.Second, 2},
+		} {
+			time.Sleep(tt.sleep)
+			_, err := p.Ensure(t.Context(), Request{Pod: pod, About: pod, Name: "a", Policy: v1.PullAlways})
+			want := &Problem{Reason: tt.reason, Message: tt.message, RetryIn: tt.retryIn}
+			if diff := cmp.Diff(error(want), err); diff != "" || len(s.pulls) != tt.pulls {
+				t.Errorf("%d pulls, want %d; the problem (-want +got):\n%s", len(s.pulls), tt.pulls, diff)
+			}
+		}
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -43,6 +44,10 @@ const (
 	lastDelay  = 5 * time.Minute
 )
 
+// showFailure is for how long a pod's status has a failed pull's own reason before it says ImagePullBackOff; kubelet looks
+// at a pod again only some 10 s after a failure. Who watches would else miss it.
+const showFailure = 5 * time.Second
+
 // Config is what a Puller works with.
 type Config struct {
 	Images  cri.ImageServiceClient
@@ -56,11 +61,14 @@ type Puller struct {
 	cfg    Config
 	delays *backoff.Delays
 	slots  chan struct{} // nil for no limit
+
+	mu       sync.Mutex
+	failures map[types.UID]map[string]*Problem // the last ones, by image
 }
 
 // New makes a Puller.
 func New(cfg Config) *Puller {
-	p := &Puller{cfg: cfg, delays: backoff.New(firstDelay, lastDelay)}
+	p := &Puller{cfg: cfg, delays: backoff.New(firstDelay, lastDelay), failures: map[types.UID]map[string]*Problem{}}
 	if cfg.AtOnce > 0 {
 		p.slots = make(chan struct{}, cfg.AtOnce)
 	}
@@ -127,8 +135,7 @@ func (p *Puller) inspect(ctx context.Context, r Request, spec *cri.ImageSpec) (*
 func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri.Image, error) {
 	uid, now := r.Pod.UID, time.Now()
 	if left := p.delays.Left(uid, spec.Image, p.delays.LastFailure(uid, spec.Image), now); left > 0 {
-		p.event(r, v1.EventTypeNormal, "BackOff", "Back-off pulling image %q", r.Name)
-		return nil, &Problem{Reason: reasonBackOff, Message: fmt.Sprintf("Back-off pulling image %q", r.Name), RetryIn: left}
+		return nil, p.waits(r, spec.Image, now, left)
 	}
 	auths, err := credentials(ctx, p.cfg.Secrets, r.Pod, spec.Image)
 	if err != nil {
@@ -151,9 +158,12 @@ func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri
 		reason, message := pullError(r.Name, status.Convert(err).Message())
 		p.event(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Name, message)
 		p.event(r, v1.EventTypeWarning, "Failed", "Error: %s", reason)
-		return nil, &Problem{Reason: reason, Message: message, RetryIn: delay}
+		problem := &Problem{Reason: reason, Message: message, RetryIn: min(delay, showFailure)}
+		p.note(uid, spec.Image, problem)
+		return nil, problem
 	}
 	p.delays.Succeeded(uid, spec.Image)
+	p.note(uid, spec.Image, nil)
 	image, err := p.inspect(ctx, r, spec)
 	if err == nil && image == nil {
 		return nil, &Problem{Reason: reasonInspect, Message: fmt.Sprintf("image %q was pulled, and is not there", r.Name), RetryIn: firstDelay}
@@ -174,8 +184,43 @@ func pullError(image, text string) (reason, message string) {
 	return reasonPull, text
 }
 
+// waits is the problem of an image that may not be pulled again yet, for as long as left.
+func (p *Puller) waits(r Request, image string, now time.Time, left time.Duration) *Problem {
+	p.mu.Lock()
+	failure := p.failures[r.Pod.UID][image]
+	p.mu.Unlock()
+	if show := showFailure - now.Sub(p.delays.LastFailure(r.Pod.UID, image)); failure != nil && show > 0 {
+		return &Problem{Reason: failure.Reason, Message: failure.Message, RetryIn: min(left, show)}
+	}
+	message := fmt.Sprintf("Back-off pulling image %q", r.Name)
+	p.event(r, v1.EventTypeNormal, "BackOff", "%s", message)
+	if failure != nil {
+		message += ": " + failure.Error()
+	}
+	return &Problem{Reason: reasonBackOff, Message: message, RetryIn: left}
+}
+
+// note keeps the problem of an image's last pull; nil if there was none.
+func (p *Puller) note(uid types.UID, image string, problem *Problem) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if problem == nil {
+		delete(p.failures[uid], image)
+		return
+	}
+	if p.failures[uid] == nil {
+		p.failures[uid] = map[string]*Problem{}
+	}
+	p.failures[uid][image] = problem
+}
+
 // Forget drops what is remembered of a pod.
-func (p *Puller) Forget(uid types.UID) { p.delays.Forget(uid) }
+func (p *Puller) Forget(uid types.UID) {
+	p.delays.Forget(uid)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.failures, uid)
+}
 
 // turn waits until a pull may begin.
 func (p *Puller) turn(ctx context.Context) (release func(), err error) {
