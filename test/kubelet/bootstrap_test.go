@@ -13,6 +13,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/orlop/orlop/test/daemon"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 const token = "abcdef.0123456789abcdef"
@@ -94,6 +95,9 @@ func TestBootstrap(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		_, _ = s.tryKubectl("", "delete", "node", "joining")
+		if err := kernel.UnmountBelow(dir); err != nil { // its root directory, which it shares with pods
+			t.Error(err)
+		}
 		if t.Failed() {
 			text, _ := os.ReadFile(log.Name())
 			t.Logf("its log: %s", text)

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,7 +83,11 @@ func setUp(dir string) (err error) {
 	if err := node.start(); err != nil {
 		return err
 	}
-	return waitReady(ctx)
+	if err := waitReady(ctx); err != nil {
+		return err
+	}
+	// As after the tests that kill it, the runtime is one that has found its monitor, and not the one that started it.
+	return warmUp(func(ctx context.Context) error { return runtime.Restart(ctx, syscall.SIGKILL) })
 }
 
 // loadImage pulls the tests' image once, so that no registry is needed later.
