@@ -11,7 +11,8 @@ export PATH := $(PATH):/usr/local/go/bin
 BUILD := $(CURDIR)/build
 BIN := $(BUILD)/bin
 CNI := $(BUILD)/cni
-VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+# A kubelet shows only a runtime's version that is one of numbers.
+VERSION ?= $(shell git describe --tags --dirty 2>/dev/null || echo 0.0.0-g$$(git rev-parse --short HEAD 2>/dev/null || echo dev))
 PREFIX ?= /usr/local
 STEP := contrib/step.sh
 

@@ -181,7 +181,13 @@ func (p *parts) makeCgroups(context.Context) (err error) {
 	if !slices.Contains(p.config.EnforceNodeAllocatable, "pods") {
 		enforced = v1.ResourceList{v1.ResourceCPU: p.limits.allocatable[v1.ResourceCPU]}
 	}
-	return p.cgroups.Start(enforced)
+	if err := p.cgroups.Start(enforced); err != nil {
+		return err
+	}
+	if *p.config.CgroupsPerQOS {
+		p.events.Event(node.Reference(p.name), v1.EventTypeNormal, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods")
+	}
+	return nil
 }
 
 func (p *parts) makeNode(context.Context) error {

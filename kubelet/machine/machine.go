@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/moby/sys/userns"
 	"golang.org/x/sys/unix"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -99,6 +100,7 @@ func systemInfo() (v1.NodeSystemInfo, error) {
 	if err := unix.Uname(&name); err != nil {
 		return v1.NodeSystemInfo{}, fmt.Errorf("uname: %w", err)
 	}
+	inUserNS := userns.RunningInUserNS()
 	machineID := cmp.Or(first("/etc/machine-id"), first("/var/lib/dbus/machine-id"))
 	return v1.NodeSystemInfo{
 		MachineID:       machineID,
@@ -108,6 +110,8 @@ func systemInfo() (v1.NodeSystemInfo, error) {
 		OSImage:         osName(),
 		OperatingSystem: runtime.GOOS,
 		Architecture:    runtime.GOARCH,
+
+		RunningInUserNamespace: &inUserNS,
 	}, nil
 }
 

@@ -128,6 +128,7 @@ func (m *Manager) RecursiveReadOnly(handler string) bool {
 
 // Run keeps the Node until ctx ends.
 func (m *Manager) Run(ctx context.Context) {
+	m.event(v1.EventTypeNormal, "Starting", "Starting kubelet.")
 	m.refresh(ctx)
 	if m.cfg.Client == nil {
 		m.loop(ctx, func() {})
@@ -191,12 +192,24 @@ func (m *Manager) take(n *v1.Node) {
 	m.mu.Lock()
 	taken := n.DeepCopy()
 	taken.Status = m.overlay(&n.Status, &m.node.Status)
+	m.schedulableLocked(taken)
 	m.node = taken
 	m.tellWaitersLocked()
 	m.mu.Unlock()
 	select {
 	case m.seen <- struct{}{}:
 	default:
+	}
+}
+
+// schedulableLocked makes an event if somebody has cordoned the node or uncordoned it.
+func (m *Manager) schedulableLocked(now *v1.Node) {
+	switch {
+	case now.Spec.Unschedulable == m.node.Spec.Unschedulable:
+	case now.Spec.Unschedulable:
+		m.statusEvent("NodeNotSchedulable")
+	default:
+		m.statusEvent("NodeSchedulable")
 	}
 }
 
@@ -236,14 +249,14 @@ func (m *Manager) tryRegister(ctx context.Context) error {
 	if !m.cfg.Register {
 		found, err := nodes.Get(ctx, m.cfg.Name, metav1.GetOptions{})
 		if err == nil {
-			m.adopt(found)
+			m.adopt(found, &found.Status)
 		}
 		return err
 	}
 	want := m.fresh()
 	made, err := nodes.Create(ctx, want, metav1.CreateOptions{})
 	if err == nil {
-		m.adopt(made)
+		m.adopt(made, &v1.NodeStatus{})
 		return nil
 	}
 	if !apierrors.IsAlreadyExists(err) {
@@ -259,7 +272,7 @@ func (m *Manager) tryRegister(ctx context.Context) error {
 			return fmt.Errorf("update: %w", err)
 		}
 	}
-	m.adopt(found)
+	m.adopt(found, &found.Status)
 	return nil
 }
 
@@ -292,7 +305,8 @@ func set(m *map[string]string, name, value string) {
 }
 
 // adopt begins with the API server's object and the status that was computed. Conditions keep the times at which they changed.
-func (m *Manager) adopt(n *v1.Node) {
+// had is what the API server knew before.
+func (m *Manager) adopt(n *v1.Node, had *v1.NodeStatus) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if n.Spec.ProviderID == "" {
@@ -300,8 +314,20 @@ func (m *Manager) adopt(n *v1.Node) {
 	}
 	taken := n.DeepCopy()
 	taken.Status = m.overlay(&n.Status, &m.node.Status)
+	m.newsLocked(had, &taken.Status)
 	m.node, m.known = taken, true
 	m.tellWaitersLocked()
+}
+
+// newsLocked makes events of what the API server did not know of the node, or knew otherwise.
+func (m *Manager) newsLocked(had, have *v1.NodeStatus) {
+	if boot := had.NodeInfo.BootID; boot != "" && boot != m.cfg.Info.BootID {
+		m.event(v1.EventTypeWarning, "Rebooted", fmt.Sprintf("Node %s has been rebooted, boot id: %s", m.cfg.Name, m.cfg.Info.BootID))
+	}
+	before, now := indexOf(had.Conditions, v1.NodeReady), indexOf(have.Conditions, v1.NodeReady)
+	if now >= 0 && (before < 0 || had.Conditions[before].Status != have.Conditions[now].Status) {
+		m.statusEvent(eventReason(have.Conditions[now]))
+	}
 }
 
 // send patches the status if it changed, or if it was not sent for long.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -139,6 +140,52 @@ func TestRegisterAgain(t *testing.T) {
 	n, _ := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
 	if n.Labels["mine"] != "1" || n.Labels[v1.LabelHostname] != "n" || !n.Spec.Unschedulable {
 		t.Errorf("%+v", n)
+	}
+}
+
+// TestEvents: what `kubectl describe node` shows of a start, of a reboot and of a cordon.
+func TestEvents(t *testing.T) {
+	server := kubetest.New(t)
+	client := connect(t, server)
+	events := record.NewFakeRecorder(100)
+	begin := func(boot string) *Manager {
+		m := manager(&engine{network: true}, client, func(c *Config) { c.Events, c.Info.BootID = events, boot })
+		m.refresh(t.Context())
+		if err := m.tryRegister(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	told := func() (reasons []string) {
+		for {
+			select {
+			case e := <-events.Events:
+				reasons = append(reasons, strings.Fields(e)[1])
+			default:
+				return reasons
+			}
+		}
+	}
+	pressures := []string{"NodeHasSufficientMemory", "NodeHasDiskPressure", "NodeHasSufficientPID"}
+	begin("one")
+	if diff := cmp.Diff(append(pressures, "NodeReady"), told()); diff != "" {
+		t.Errorf("a first start (-want +got):\n%s", diff)
+	}
+	begin("one")
+	if diff := cmp.Diff(pressures, told()); diff != "" {
+		t.Errorf("a second start (-want +got):\n%s", diff)
+	}
+	m := begin("two")
+	if diff := cmp.Diff(append(pressures, "Rebooted"), told()); diff != "" {
+		t.Errorf("a start after a reboot (-want +got):\n%s", diff)
+	}
+	n := m.Node().DeepCopy()
+	for _, cordoned := range []bool{true, true, false} {
+		n.Spec.Unschedulable = cordoned
+		m.take(n)
+	}
+	if diff := cmp.Diff([]string{"NodeNotSchedulable", "NodeSchedulable"}, told()); diff != "" {
+		t.Errorf("a cordon (-want +got):\n%s", diff)
 	}
 }
 

@@ -205,14 +205,25 @@ func (m *Manager) conditionLocked(s *v1.NodeStatus, c v1.NodeCondition) {
 	i := indexOf(s.Conditions, c.Type)
 	if i < 0 {
 		s.Conditions = append(s.Conditions, c)
+		if c.Type != v1.NodeReady { // which adopt tells, if it is news to the API server
+			m.statusEvent(eventReason(c))
+		}
 		return
 	}
 	if old := s.Conditions[i]; old.Status == c.Status {
 		c.LastTransitionTime = old.LastTransitionTime
 	} else {
-		m.cfg.Events.Event(Reference(m.cfg.Name), v1.EventTypeNormal, eventReason(c), fmt.Sprintf("Node %s status is now: %s", m.cfg.Name, eventReason(c)))
+		m.statusEvent(eventReason(c))
 	}
 	s.Conditions[i] = c
+}
+
+func (m *Manager) statusEvent(reason string) {
+	m.event(v1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", m.cfg.Name, reason))
+}
+
+func (m *Manager) event(kind, reason, message string) {
+	m.cfg.Events.Event(Reference(m.cfg.Name), kind, reason, message)
 }
 
 // eventReason is what kubelet's event says of a condition that changed.
@@ -226,7 +237,8 @@ func eventReason(c v1.NodeCondition) string {
 	return "NodeNotReady"
 }
 
-// Reference names a node in events; its UID is its name, as kubelet's.
+// Reference names a node in events. Its UID is its name, by which kubectl finds a kubelet's events even if the Node was made
+// anew.
 func Reference(name string) *v1.ObjectReference {
-	return &v1.ObjectReference{Kind: "Node", Name: name, UID: types.UID(name)}
+	return &v1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: name, UID: types.UID(name)}
 }

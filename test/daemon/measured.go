@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -13,12 +14,30 @@ import (
 // Measured runs the tests of a suite and fails if they leave anything, whose name goes before what it prints. stock tells
 // what there is while no test runs.
 func Measured(suite string, m *testing.M, stock func() (kernel.Snapshot, error)) int {
-	before, err := stock()
+	before, err := settled(stock)
 	if err != nil {
 		fmt.Printf("%s: before the tests: %v\n", suite, err)
 		return 1
 	}
 	return max(kernel.Main(m), Left(suite, before, stock))
+}
+
+// settled counts until nothing changes any more: what has just started lets go of some things only a moment later.
+func settled(stock func() (kernel.Snapshot, error)) (kernel.Snapshot, error) {
+	last, err := stock()
+	if err != nil {
+		return nil, err
+	}
+	waitErr := criclient.Wait(context.Background(), 20*time.Second, func() bool {
+		var next kernel.Snapshot
+		if next, err = stock(); err != nil {
+			return true
+		}
+		same := kernel.Compare(last, next) == ""
+		last = next
+		return same
+	})
+	return last, errors.Join(err, waitErr)
 }
 
 // Left compares what there is with what there was before, which it should be again: 1 if something is left, else 0.
