@@ -165,9 +165,10 @@ install: ## install below DESTDIR and PREFIX; a configuration or network that is
 		install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d completions/$$p.fish; \
 	done
 	mkdir -p $(DESTDIR)/etc/systemd/system
-	for u in orlop orlop-proxy; do sed 's|/usr/local/bin|$(PREFIX)/bin|' contrib/systemd/$$u.service >$(DESTDIR)/etc/systemd/system/$$u.service; done
+	for u in orlop orlop-kubelet orlop-proxy; do sed 's|/usr/local/bin|$(PREFIX)/bin|' contrib/systemd/$$u.service >$(DESTDIR)/etc/systemd/system/$$u.service; done
 	ls $(DESTDIR)/etc/cni/net.d/*.conf* >/dev/null 2>&1 || install -D -m 0644 -t $(DESTDIR)/etc/cni/net.d contrib/cni/10-orlop.conflist
-	for c in orlop.toml proxy.yaml; do test -e $(DESTDIR)/etc/orlop/$$c || install -D -m 0644 contrib/config/$$c $(DESTDIR)/etc/orlop/$$c; done
+	mkdir -p $(DESTDIR)/etc/orlop/manifests
+	for c in orlop.toml kubelet.yaml proxy.yaml; do test -e $(DESTDIR)/etc/orlop/$$c || install -D -m 0644 contrib/config/$$c $(DESTDIR)/etc/orlop/$$c; done
 
 clean: ## remove what was built
 	rm -rf $(BUILD)

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Installs what `make` built into this machine and runs it as a systemd service: the service gets ready, a pod runs, and
-# a restart of the service is invisible to it. For a machine that is thrown away; `make vm` calls it.
+# Installs what `make` built into this machine and runs it as systemd services: they get ready, pods run, and a restart of
+# the services is invisible to them. For a machine that is thrown away; `make vm` calls it.
 set -eux
 
-install -m 0755 -t /usr/local/bin build/bin/orlop build/bin/orlop-conmon
-mkdir -p /opt/cni/bin /etc/cni/net.d /etc/orlop
+install -m 0755 -t /usr/local/bin build/bin/orlop build/bin/orlop-conmon build/bin/orlop-kubelet
+mkdir -p /opt/cni/bin /etc/cni/net.d /etc/orlop/manifests
 install -m 0755 -t /opt/cni/bin build/cni/*
 cp contrib/cni/10-orlop.conflist /etc/cni/net.d
-cp contrib/config/orlop.toml /etc/orlop
-cp contrib/systemd/orlop.service /run/systemd/system
+cp contrib/config/orlop.toml contrib/config/kubelet.yaml /etc/orlop
+cp contrib/systemd/orlop.service contrib/systemd/orlop-kubelet.service /run/systemd/system
 systemctl daemon-reload
 
 systemctl start orlop # returns when it is ready, Type=notify
@@ -31,6 +31,26 @@ orlop logs nginx | grep -q 'GET / HTTP'
 orlop status | grep -q 'web.*ready'
 
 orlop pod rm --all
+
+# A pod of a manifest runs, outlives the kubelet, and goes with its manifest.
+systemctl start orlop-kubelet
+cat >/etc/orlop/manifests/web.yaml <<END
+apiVersion: v1
+kind: Pod
+metadata: {name: kept}
+spec:
+  hostNetwork: true
+  containers: [{name: nginx, image: "localhost/orlop-demo/nginx:1"}]
+END
+until orlop status | grep -q 'kept.*ready'; do sleep 0.5; done
+before=$(orlop status -o json | grep '"id"')
+systemctl restart orlop-kubelet
+sleep 5
+test "$(orlop status -o json | grep '"id"')" = "$before"
+rm /etc/orlop/manifests/web.yaml
+while orlop status | grep -q kept; do sleep 0.5; done
+systemctl stop orlop-kubelet
+
 systemctl stop orlop
 until ! pgrep orlop; do sleep 0.2; done # the monitor ends when it has nothing left
 if systemctl list-units --type=slice --plain | grep orlop-pod; then exit 1; fi # nor is there a unit of a pod
