@@ -1,6 +1,7 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,10 +11,11 @@ import (
 	"github.com/orlop/orlop/kubelet/pod"
 )
 
-// ownConditions are set by the kubelet; all others belong to whoever set them, and stay.
+// ownConditions are set by the kubelet; all others belong to whoever set them, and stay. DisruptionTarget is shared (KEP-3329):
+// the scheduler and controllers set it too, and the last one counts.
 var ownConditions = []v1.PodConditionType{
 	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
-	v1.DisruptionTarget, v1.PodResizePending, v1.PodResizeInProgress,
+	v1.PodResizePending, v1.PodResizeInProgress,
 }
 
 // IsOwn is true for a condition that the kubelet sets.
@@ -22,19 +24,15 @@ func IsOwn(kind v1.PodConditionType) bool { return slices.Contains(ownConditions
 func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 	var out []v1.PodCondition
 	for _, c := range in.Pod.Status.Conditions {
-		if !IsOwn(c.Type) {
+		if !IsOwn(c.Type) && c.Type != v1.DisruptionTarget {
 			out = append(out, c)
 		}
 	}
-	if c := pod.Condition(&in.Old, v1.DisruptionTarget); c != nil {
+	if c := disruption(in, s); c != nil {
 		out = append(out, *c)
 	}
 	if in.Resize != nil {
 		out = append(out, *in.Resize)
-	}
-	if in.Final != nil && in.Final.Condition != nil {
-		out = slices.DeleteFunc(out, func(c v1.PodCondition) bool { return c.Type == in.Final.Condition.Type })
-		out = append(out, *in.Final.Condition)
 	}
 	containersReady := containersReady(in.Pod, s)
 	ready := containersReady
@@ -55,6 +53,18 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		}
 	}
 	return append(out, own...)
+}
+
+// disruption is the condition of what ends the pod from outside. A static pod that runs is a new run of its manifest: what
+// ended the last one, a shutdown of the machine, is over.
+func disruption(in Input, s *v1.PodStatus) *v1.PodCondition {
+	if in.Final != nil && in.Final.Condition != nil {
+		return in.Final.Condition
+	}
+	if pod.IsStatic(in.Pod) && !pod.IsTerminal(s.Phase) {
+		return nil
+	}
+	return cmp.Or(pod.Condition(&in.Old, v1.DisruptionTarget), pod.Condition(&in.Pod.Status, v1.DisruptionTarget))
 }
 
 func yesNo(kind v1.PodConditionType, yes bool) v1.PodCondition {

@@ -215,13 +215,22 @@ func (m *Manager) update(ctx context.Context, known *v1.Pod, status v1.PodStatus
 
 // merge keeps the conditions that others have set meanwhile.
 func merge(known *v1.Pod, s v1.PodStatus) v1.PodStatus {
-	s.Conditions = slices.DeleteFunc(s.Conditions, func(c v1.PodCondition) bool { return !IsOwn(c.Type) })
+	s.Conditions = slices.DeleteFunc(s.Conditions, func(c v1.PodCondition) bool { return !IsOwn(c.Type) && c.Type != v1.DisruptionTarget })
 	for _, c := range known.Status.Conditions {
-		if !IsOwn(c.Type) {
+		if keeps(known, &s, c.Type) {
 			s.Conditions = append(s.Conditions, c)
 		}
 	}
 	return s
+}
+
+// keeps is true for a condition of the API server's that is not ours to replace. Nobody else ends static pods, so their
+// mirrors have the DisruptionTarget that is ours, or none.
+func keeps(known *v1.Pod, s *v1.PodStatus, kind v1.PodConditionType) bool {
+	if kind == v1.DisruptionTarget {
+		return !pod.IsMirror(known) && pod.Condition(s, kind) == nil
+	}
+	return !IsOwn(kind)
 }
 
 // difference is a patch of the status. It carries the UID, so that a new pod of the same name does not take it.

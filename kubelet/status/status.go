@@ -31,7 +31,8 @@ type Input struct {
 	Ready func(p *v1.Pod, s *v1.PodStatus)
 	// Resize tells of a resize that is under way or waits; nil if none does.
 	Resize *v1.PodCondition
-	// Final is what the pod has come to if something ended it other than its containers: an eviction, a deadline.
+	// Final is what the pod has come to if something ended it other than its containers: an eviction, a deadline. It is told
+	// once nothing of the pod runs: a controller that reads Failed may use at once what the pod had for itself.
 	Final *Final
 	// Ended is true once nothing of the pod runs or will run again.
 	Ended bool
@@ -45,6 +46,9 @@ type Final struct {
 
 // Generate describes a pod.
 func Generate(in Input) v1.PodStatus {
+	if !in.Ended && in.Have.Running() {
+		in.Final = nil
+	}
 	s := v1.PodStatus{
 		ObservedGeneration: in.Pod.Generation,
 		QOSClass:           pod.QoS(in.Pod),

@@ -235,11 +235,45 @@ func TestFinal(t *testing.T) {
 	in := input(podOf(v1.RestartPolicyAlways, "a"), "a=running")
 	in.Final = &Final{Reason: "Evicted", Message: "short of memory", Condition: &v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue}}
 	s := Generate(in)
+	if s.Phase != v1.PodRunning || s.Reason != "" || pod.Condition(&s, v1.DisruptionTarget) != nil {
+		t.Errorf("evicted, and still running: %s, %s, %+v", s.Phase, s.Reason, s.Conditions)
+	}
+	in.Ended = true
+	s = Generate(in)
 	if s.Phase != v1.PodFailed || s.Reason != "Evicted" || pod.Condition(&s, v1.DisruptionTarget) == nil {
 		t.Errorf("evicted: %s, %s, %+v", s.Phase, s.Reason, s.Conditions)
 	}
 	in.Final, in.Old = nil, s
 	if s = Generate(in); s.Phase != v1.PodFailed || s.Reason != "Evicted" || s.Message != "short of memory" {
 		t.Errorf("later: %s, %s, %s", s.Phase, s.Reason, s.Message)
+	}
+}
+
+// TestDisruptionOfOthers: what the eviction API or the scheduler says of a pod that it is about to end stays; of a static pod,
+// what ended its last run does not.
+func TestDisruptionOfOthers(t *testing.T) {
+	target := v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: "EvictionByEvictionAPI"}
+	p := podOf(v1.RestartPolicyAlways, "a")
+	p.Status.Conditions = []v1.PodCondition{target}
+	s := Generate(input(p, "a=running"))
+	if c := pod.Condition(&s, v1.DisruptionTarget); c == nil || c.Reason != target.Reason {
+		t.Errorf("the description lost it: %+v", s.Conditions)
+	}
+	if s = merge(p, v1.PodStatus{}); pod.Condition(&s, v1.DisruptionTarget) == nil {
+		t.Errorf("the patch loses it: %+v", s.Conditions)
+	}
+	ours := v1.PodCondition{Type: v1.DisruptionTarget, Status: v1.ConditionTrue, Reason: v1.PodReasonTerminationByKubelet}
+	if s = merge(p, v1.PodStatus{Conditions: []v1.PodCondition{ours}}); len(s.Conditions) != 1 || s.Conditions[0].Reason != ours.Reason {
+		t.Errorf("ours does not replace it: %+v", s.Conditions)
+	}
+	p.Annotations = map[string]string{pod.SourceAnnotation: pod.FileSource}
+	in := input(p, "a=running")
+	in.Old.Conditions = p.Status.Conditions
+	if s = Generate(in); pod.Condition(&s, v1.DisruptionTarget) != nil {
+		t.Errorf("a static pod that runs again has it: %+v", s.Conditions)
+	}
+	p.Annotations[pod.MirrorAnnotation] = "hash"
+	if s = merge(p, v1.PodStatus{}); pod.Condition(&s, v1.DisruptionTarget) != nil {
+		t.Errorf("its mirror has it: %+v", s.Conditions)
 	}
 }
