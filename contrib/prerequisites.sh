@@ -35,6 +35,7 @@ for purpose; do
 	test)
 		need containerd command -v containerd # the kubelet is tested over it, too
 		need runc command -v runc
+		need dbus-daemon command -v dbus-daemon # a shutdown of the machine is told over a bus
 		need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 		;;
 	check)

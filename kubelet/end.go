@@ -50,6 +50,11 @@ func (w *worker) cleanUp(ctx context.Context, v view) (gone bool, err error) {
 	w.k.cfg.Objects.Unregister(w.uid)
 	w.k.crashes.Forget(w.uid)
 	w.k.images.Forget(w.uid)
+	w.free()
+	if w.beginsAnew() {
+		w.k.status.Forget(w.uid)
+		return true, nil
+	}
 	if v.pod.DeletionTimestamp == nil && !v.removed {
 		return false, nil // it stays, for its status and logs to be read
 	}

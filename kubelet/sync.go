@@ -54,8 +54,7 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 			return 0, errors.Join(err, w.reportNow(ctx, v))
 		}
 		if p.Done {
-			w.move(ending)
-			w.poke()
+			w.complete()
 			return 0, nil
 		}
 		if !did.something {

@@ -1,6 +1,7 @@
 package kubelet
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -43,6 +44,9 @@ type worker struct {
 	spec     *v1.Pod
 	admitted bool
 	stage    stage
+	done     bool                                // its containers have ended by themselves, and for good
+	freed    bool                                // what it held of the node is free, since it ended
+	begun    bool                                // another worker shall begin with the pod anew, once it ended here
 	removed  bool                                // no source has it any more
 	since    metav1.Time                         // when it was removed
 	final    *status.Final                       // set if the pod was ended by something but its containers
@@ -128,15 +132,29 @@ func (w *worker) remove() {
 	w.poke()
 }
 
-// end ends a pod for a reason of the node's. The first reason counts.
+// end ends a pod for a reason of the node's, or sooner if it is being ended. The first reason counts, and the least grace.
 func (w *worker) end(final status.Final, graceSeconds *int64) {
 	w.mu.Lock()
-	if w.final == nil && w.stage != ended {
-		w.final, w.grace = &final, graceSeconds
-		w.breakOffLocked()
+	if w.stage != ended && !w.done {
+		sooner := graceSeconds != nil && *graceSeconds < w.graceLocked()
+		if w.stage == syncing || sooner {
+			w.breakOffLocked()
+		}
+		if w.final == nil || sooner {
+			w.grace = graceSeconds
+		}
+		w.final = cmp.Or(w.final, &final)
 	}
 	w.mu.Unlock()
 	w.poke()
+}
+
+// graceLocked is how many seconds the pod gets to end.
+func (w *worker) graceLocked() int64 {
+	if w.grace != nil {
+		return *w.grace
+	}
+	return pod.GracePeriodSeconds(w.spec)
 }
 
 func (w *worker) breakOffLocked() {
@@ -179,6 +197,14 @@ func (w *worker) move(to stage) {
 	w.mu.Lock()
 	w.stage = to
 	w.mu.Unlock()
+}
+
+// complete ends a pod that has done its work.
+func (w *worker) complete() {
+	w.mu.Lock()
+	w.stage, w.done = ending, true
+	w.mu.Unlock()
+	w.poke()
 }
 
 // wait notes why a container waits.

@@ -2,16 +2,19 @@ package main
 
 import (
 	"context"
+	"path/filepath"
 
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/orlop/orlop/kubelet/evict"
 	"github.com/orlop/orlop/kubelet/imagegc"
 	"github.com/orlop/orlop/kubelet/node"
+	"github.com/orlop/orlop/kubelet/shutdown"
 	"github.com/orlop/orlop/kubelet/stats"
 )
 
-// makeCare makes what takes care of the node: measurements, eviction and the removal of images.
+// makeCare makes what takes care of the node: measurements, eviction, the removal of images and the end of pods before a
+// shutdown.
 func (p *parts) makeCare(context.Context) error {
 	c := p.config
 	p.stats = stats.New(stats.Config{
@@ -41,7 +44,19 @@ func (p *parts) makeCare(context.Context) error {
 		Used:     func(of *v1.Pod, volume string) (int64, error) { return p.volumes.Used(of.UID, volume) },
 		Changed:  p.nodeChanged, Log: p.log,
 	})
+	p.makeEnd()
 	return nil
+}
+
+func (p *parts) makeEnd() {
+	p.end = shutdown.New(shutdown.Config{
+		Periods: shutdown.Periods(&p.config.KubeletConfiguration), Pods: p.kubelet.ActivePods, End: p.kubelet.Terminate,
+		Resumed: func() { p.kubelet.BeginAnew(shutdown.Terminated, shutdown.Refused) }, Changed: p.nodeChanged,
+		Event: func(message string) {
+			p.events.Event(node.Reference(p.name), v1.EventTypeNormal, "Shutdown", message)
+		},
+		Timed: p.metrics.Shutdown, State: filepath.Join(p.flags.RootDir, shutdown.StateFile), DropIns: shutdown.DropIns, Log: p.log,
+	})
 }
 
 // nodeChanged has the node's status told at once.

@@ -14,6 +14,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utilerrors "k8s.io/apimachinery/pkg/util/errors"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/record"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -34,6 +35,7 @@ import (
 	"github.com/orlop/orlop/kubelet/pod"
 	"github.com/orlop/orlop/kubelet/podfiles"
 	"github.com/orlop/orlop/kubelet/runtime"
+	"github.com/orlop/orlop/kubelet/shutdown"
 	"github.com/orlop/orlop/kubelet/source"
 	"github.com/orlop/orlop/kubelet/stats"
 	"github.com/orlop/orlop/kubelet/volume"
@@ -67,6 +69,7 @@ type parts struct {
 	stats   *stats.Provider
 	images  *imagegc.Manager
 	evict   *evict.Manager
+	end     *shutdown.Manager
 	changed chan struct{} // the node's status should be told at once
 }
 
@@ -109,6 +112,7 @@ func run(ctx context.Context, s settings) error {
 	all.Go(func() { rotate.Run(ctx) })
 	all.Go(func() { p.images.Run(ctx) })
 	all.Go(func() { p.evict.Run(ctx) })
+	all.Go(func() { p.end.Run(ctx) })
 	for _, s := range serve {
 		all.Go(s)
 	}
@@ -199,7 +203,7 @@ func (p *parts) makeNode(context.Context) error {
 		MaxImages: int(*c.NodeStatusMaxImages), Every: c.NodeStatusUpdateFrequency.Duration, Report: c.NodeStatusReportFrequency.Duration,
 		LeaseSeconds: c.NodeLeaseDurationSeconds, Runtime: runtimeOf{p.runtime},
 		Pressure: func() node.Pressure { return node.Pressure(p.evict.Pressure()) }, StatusNow: p.changed,
-		Healthy: func() error { return p.kubelet.Healthy() },
+		Healthy: func() error { return utilerrors.NewAggregate([]error{p.kubelet.Healthy(), p.end.Healthy()}) },
 		InUse:   func() []v1.UniqueVolumeName { return p.csi.InUse() },
 		PodCIDR: func(ctx context.Context, cidr string) error {
 			_, err := p.runtime.UpdateRuntimeConfig(ctx, &cri.UpdateRuntimeConfigRequest{
@@ -287,7 +291,7 @@ func pulls(c *config.Config) int {
 func (p *parts) state() kubelet.NodeState {
 	return kubelet.NodeState{
 		Object: p.node.Registered(), Allocatable: p.limits.allocatable, IPs: p.ips, NetworkReady: p.node.NetworkReady(),
-		Pressure: p.evict.Pressure().Memory,
+		Pressure: p.evict.Pressure().Memory, ShuttingDown: p.end.Begun(),
 	}
 }
 

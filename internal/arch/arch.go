@@ -54,6 +54,8 @@ var Homes = []Home{
 		"gRPC is the CRI edge's, on either side"},
 	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "proxy", "internal/kube", "cmd/orlop", "cmd/orlop-kubelet", "cmd/orlop-proxy", "test"}, nil,
 		"CRI types stop at the server and the spec; the kubelet and the proxy are made of Kubernetes' own"},
+	{"github.com/godbus/dbus", []string{"kubelet/shutdown", "test"}, nil,
+		"the bus is spoken to in one place"},
 	{"github.com/google/nftables", []string{"proxy/nft"}, []string{"test"},
 		"nft syntax stops at its backend"},
 	{"github.com/pelletier/go-toml", []string{"internal/config"}, nil,

@@ -73,6 +73,34 @@ func TestRefuses(t *testing.T) {
 	}
 }
 
+// TestShutdownPeriods: one of two ways to say how long pods get, in whole seconds at least.
+func TestShutdownPeriods(t *testing.T) {
+	for _, tt := range []struct{ text, want string }{
+		{"", ""},
+		{"shutdownGracePeriod: 30s\nshutdownGracePeriodCriticalPods: 10s\n", ""},
+		{"shutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 20}]\n", ""},
+		{"shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n", "must not be above shutdownGracePeriod"},
+		{"shutdownGracePeriod: 500ms\n", "shutdownGracePeriod 500ms: must be at least 1s"},
+		{"shutdownGracePeriod: -1s\n", "shutdownGracePeriod -1s: must be at least 1s"},
+		{"shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 1ms\n", "shutdownGracePeriodCriticalPods 1ms: must be at least 1s"},
+		{"shutdownGracePeriod: 5s\nshutdownGracePeriodByPodPriority: [{priority: 0, shutdownGracePeriodSeconds: 20}]\n", "set either"},
+		{"shutdownGracePeriodByPodPriority: [{priority: 7, shutdownGracePeriodSeconds: -1}]\n", "priority 7: shutdownGracePeriodSeconds -1"},
+	} {
+		file, dir := files(t, head+tt.text)
+		c, err := Load(file, dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Default()
+		if err := c.Validate(); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v, want %q", tt.text, err, tt.want)
+		}
+		if w := c.Warnings(); len(w) > 0 {
+			t.Errorf("%q: %q", tt.text, w)
+		}
+	}
+}
+
 // TestWarnings: a field that has no effect is named, and none that is named is unknown to the API.
 func TestWarnings(t *testing.T) {
 	file, dir := files(t, head+"cpuManagerPolicy: static\nmaxPods: 10\n")

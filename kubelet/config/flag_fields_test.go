@@ -161,7 +161,8 @@ var honoured = strings.Fields(`
 	evictionMinimumReclaim mergeDefaultEvictionSettings podsPerCore failSwapOn memorySwap containerLogMaxSize containerLogMaxFiles
 	containerLogMaxWorkers containerLogMonitorInterval systemReserved kubeReserved enforceNodeAllocatable allowedUnsafeSysctls
 	providerID enableSystemLogHandler enableProfilingHandler seccompDefault registerWithTaints registerNode
-	localStorageCapacityIsolation containerRuntimeEndpoint imageServiceEndpoint failCgroupV1 crashLoopBackOff`)
+	localStorageCapacityIsolation containerRuntimeEndpoint imageServiceEndpoint failCgroupV1 crashLoopBackOff shutdownGracePeriod
+	shutdownGracePeriodCriticalPods shutdownGracePeriodByPodPriority`)
 
 func TestEveryField(t *testing.T) {
 	fields := reflect.TypeFor[kubeletconfig.KubeletConfiguration]()

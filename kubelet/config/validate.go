@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"time"
 
 	v1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -97,6 +98,19 @@ func (c *Config) checkCare(p *problems) {
 		p.add(c.EvictionSoftGracePeriod[signal] == "", "evictionSoft: %s: evictionSoftGracePeriod must have it too", signal)
 	}
 	p.add(c.EvictionMaxPodGracePeriod < 0, "evictionMaxPodGracePeriod %d: must not be negative", c.EvictionMaxPodGracePeriod)
+	c.checkShutdown(p)
+}
+
+// checkShutdown wants one of the two ways to say how long pods get when the machine is shut down (KEP-2000, KEP-2712).
+func (c *Config) checkShutdown(p *problems) {
 	critical, all := c.ShutdownGracePeriodCriticalPods.Duration, c.ShutdownGracePeriod.Duration
 	p.add(critical > all, "shutdownGracePeriodCriticalPods %s: must not be above shutdownGracePeriod %s", critical, all)
+	p.add(all != 0 && all < time.Second, "shutdownGracePeriod %s: must be at least 1s, or 0 for none", all)
+	p.add(critical != 0 && critical < time.Second, "shutdownGracePeriodCriticalPods %s: must be at least 1s, or 0 for none", critical)
+	p.add(len(c.ShutdownGracePeriodByPodPriority) > 0 && (all > 0 || critical > 0),
+		"shutdownGracePeriodByPodPriority: set either it or shutdownGracePeriod")
+	for _, group := range c.ShutdownGracePeriodByPodPriority {
+		p.add(group.ShutdownGracePeriodSeconds < 0, "shutdownGracePeriodByPodPriority: priority %d: shutdownGracePeriodSeconds %d: must not be negative",
+			group.Priority, group.ShutdownGracePeriodSeconds)
+	}
 }

@@ -57,23 +57,29 @@ func UID(p *v1.Pod) types.UID {
 // IsTerminal is true for a phase that a pod never leaves.
 func IsTerminal(phase v1.PodPhase) bool { return phase == v1.PodSucceeded || phase == v1.PodFailed }
 
-// systemCriticalPriority is the least priority of the classes system-cluster-critical and system-node-critical.
-const systemCriticalPriority = 2_000_000_000
+// SystemCriticalPriority is the least priority of the classes system-cluster-critical and system-node-critical.
+const SystemCriticalPriority = 2_000_000_000
 
-// IsCritical is true for a pod that is evicted and shut down last: a static or mirror pod, or one of a system class.
+// IsCritical is true for a pod that is not evicted: a static or mirror pod, or one of a system class.
 func IsCritical(p *v1.Pod) bool {
-	return IsStatic(p) || IsMirror(p) || Priority(p) >= systemCriticalPriority
+	return IsStatic(p) || IsMirror(p) || Priority(p) >= SystemCriticalPriority
 }
 
 // IsNodeCritical is true for the class system-node-critical.
 func IsNodeCritical(p *v1.Pod) bool { return p.Spec.PriorityClassName == "system-node-critical" }
 
-// Priority is 0 for a pod without one.
+// Priority is 0 for a pod without one. A manifest may name a class, which an API server would turn into a number; those that
+// every cluster has are known.
 func Priority(p *v1.Pod) int32 {
-	if p.Spec.Priority == nil {
-		return 0
+	switch {
+	case p.Spec.Priority != nil:
+		return *p.Spec.Priority
+	case p.Spec.PriorityClassName == "system-cluster-critical":
+		return SystemCriticalPriority
+	case IsNodeCritical(p):
+		return SystemCriticalPriority + 1000
 	}
-	return *p.Spec.Priority
+	return 0
 }
 
 // HostNetwork is true if the pod runs in the network namespace of the node.

@@ -45,6 +45,8 @@ type entry struct {
 	sent    uint64 // the version that the API server has
 	sending bool
 	ended   bool // nothing of the pod is left on this node, and it may be deleted
+
+	moved chan struct{} // closed when sent is another; nil while nobody waits
 }
 
 // NewManager sends through client, which may be nil.
@@ -102,6 +104,9 @@ func (m *Manager) End(uid types.UID, known *v1.Pod) {
 // Forget drops a pod that neither the API server nor this node has.
 func (m *Manager) Forget(uid types.UID) {
 	m.mu.Lock()
+	if e := m.pods[uid]; e != nil && e.moved != nil {
+		close(e.moved)
+	}
 	delete(m.pods, uid)
 	m.mu.Unlock()
 }
@@ -209,8 +214,41 @@ func (m *Manager) update(ctx context.Context, known *v1.Pod, status v1.PodStatus
 	}
 	m.mu.Lock()
 	e.sent = max(e.sent, version)
+	if e.moved != nil {
+		close(e.moved)
+		e.moved = nil
+	}
 	m.mu.Unlock()
 	return nil
+}
+
+// Settle waits until the API server has what was said of a pod last, if it has the pod.
+func (m *Manager) Settle(ctx context.Context, uid types.UID) error {
+	for {
+		moved := m.unsent(uid)
+		if moved == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("status not sent: %w", ctx.Err())
+		case <-moved:
+		}
+	}
+}
+
+// unsent is closed when something was sent of a pod of which something is yet to be sent; nil if nothing is.
+func (m *Manager) unsent(uid types.UID) <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.pods[uid]
+	if m.client == nil || e == nil || e.pod == nil || e.sent >= e.version {
+		return nil
+	}
+	if e.moved == nil {
+		e.moved = make(chan struct{})
+	}
+	return e.moved
 }
 
 // merge keeps the conditions that others have set meanwhile.

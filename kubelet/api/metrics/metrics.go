@@ -25,6 +25,8 @@ type Metrics struct {
 	failures   *prometheus.CounterVec
 	durations  *prometheus.HistogramVec
 	requests   *prometheus.CounterVec
+
+	shutdownBegin, shutdownEnd prometheus.Gauge
 }
 
 // New makes the metrics of a node. pods is asked at each scrape.
@@ -46,12 +48,20 @@ func New(node string, pods func() []*v1.Pod) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(.005, 2.5, 14),
 		}, []string{"operation_type"}),
 		requests: counters("kubelet_http_requests_total", "Requests to the kubelet's API.", "method", "path", "server_type", "long_running"),
+
+		shutdownBegin: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kubelet_graceful_shutdown_start_time_seconds", Help: "When pods began to end for the last shutdown of the machine, in seconds since 1970.",
+		}),
+		shutdownEnd: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "kubelet_graceful_shutdown_end_time_seconds", Help: "When pods had ended for the last shutdown of the machine, in seconds since 1970.",
+		}),
 	}
 	nodeName := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "kubelet_node_name", Help: "The name of the node. The value is always 1.", ConstLabels: prometheus.Labels{"node": node},
 	})
 	nodeName.Set(1)
 	m.MustRegister(m.podStart, m.podWorker, m.operations, m.failures, m.durations, m.requests, nodeName, running{pods},
+		m.shutdownBegin, m.shutdownEnd,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -75,6 +85,19 @@ func (m *Metrics) Request(method, root, serverType string, longRunning bool) {
 		long = "true"
 	}
 	m.requests.WithLabelValues(method, root, serverType, long).Inc()
+}
+
+// Shutdown tells when the pods of the node were ended; zero times are 0.
+func (m *Metrics) Shutdown(begin, end time.Time) {
+	m.shutdownBegin.Set(seconds(begin))
+	m.shutdownEnd.Set(seconds(end))
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.Unix())
 }
 
 // Interceptor counts the calls of a connection to the runtime.

@@ -41,6 +41,7 @@ func TestMetrics(t *testing.T) {
 	m.PodStarted(150 * time.Millisecond)
 	m.PodWorked("sync", time.Millisecond)
 	m.Request("GET", "pods", "readonly", false)
+	m.Shutdown(time.Unix(1, 0), time.Time{})
 	failure := errors.New("down")
 	for _, want := range []error{nil, failure} {
 		call := func(context.Context, string, any, any, *grpc.ClientConn, ...grpc.CallOption) error { return want }
@@ -52,6 +53,8 @@ func TestMetrics(t *testing.T) {
 	promhttp.HandlerFor(m, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
 		"kubelet_pod_start_duration_seconds_bucket{le=\"0.2\"} 1\n",
+		"kubelet_graceful_shutdown_start_time_seconds 1\n",
+		"kubelet_graceful_shutdown_end_time_seconds 0\n",
 		"kubelet_pod_worker_duration_seconds_count{operation_type=\"sync\"} 1\n",
 		"kubelet_runtime_operations_total{operation_type=\"exec_sync\"} 2\n",
 		"kubelet_runtime_operations_errors_total{operation_type=\"exec_sync\"} 1\n",
