@@ -37,6 +37,7 @@ type standOptions struct {
 	dir      string
 	port     int
 	settings string
+	env      []string // of the shim
 }
 
 // gentle keeps the machine's own shortages out of the tests.
@@ -48,7 +49,7 @@ func newStand(ctx context.Context, o standOptions) (*stand, error) {
 	}
 	s := &stand{engine: o.engine}
 	var err error
-	s.shim, err = shim.New(shim.Options{Dir: o.dir, Socket: o.engine.socket, Port: o.port, Systemd: daemon.Systemd(), Settings: o.settings})
+	s.shim, err = shim.New(shim.Options{Dir: o.dir, Socket: o.engine.socket, Port: o.port, Systemd: daemon.Systemd(), Settings: o.settings, Env: o.env})
 	if err != nil {
 		return nil, err
 	}

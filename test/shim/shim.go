@@ -35,6 +35,7 @@ type Options struct {
 	Port     int    // of the kubelet API on loopback; the next one is of its health
 	Systemd  bool   // who makes the cgroups
 	Settings string // more lines of KubeletConfiguration
+	Env      []string
 }
 
 // Shim is one that runs, or is between two runs.
@@ -102,7 +103,7 @@ imageGCHighThresholdPercent: 100
 
 // Start starts the shim and waits until it serves.
 func (s *Shim) Start(ctx context.Context) error {
-	err := s.group.Run(program, nil, s.binary, "--config="+s.configFile(), "--root-dir="+s.Root(), "--hostname-override="+NodeName,
+	err := s.group.Run(program, s.Env, s.binary, "--config="+s.configFile(), "--root-dir="+s.Root(), "--hostname-override="+NodeName,
 		"--node-ip=127.0.0.1", "--log-level=debug")
 	if err != nil {
 		return err
