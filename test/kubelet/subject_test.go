@@ -22,6 +22,7 @@ type subject struct {
 	dir    string
 	binary string
 	args   []string
+	env    []string
 	cgroup string
 }
 
@@ -88,7 +89,7 @@ evictionHard: {memory.available: 50Mi, nodefs.available: 1%%, nodefs.inodesFree:
 		runtime.Socket(), s.cgroup, s.manifests(), filepath.Join(s.dir, "logs"))
 }
 
-func (s *subject) start() error { return control.Run(logName, nil, s.binary, s.args...) }
+func (s *subject) start() error { return control.Run(logName, s.env, s.binary, s.args...) }
 
 // restart kills the kubelet without warning and starts it anew.
 func (s *subject) restart() error {
