@@ -17,7 +17,7 @@ import (
 
 // stage is how far a pod has come.
 //
-//	syncing ──deleted, removed, evicted, done──▶ ending ──all stopped──▶ ended ──deleted, removed──▶ (gone)
+//	syncing ──deleted, removed, evicted, done──▶ ending ──all stopped──▶ ended ──deleted, removed, begun anew──▶ (gone)
 type stage int
 
 const (
@@ -140,7 +140,7 @@ func (w *worker) end(final status.Final, graceSeconds *int64) {
 		if w.stage == syncing || sooner {
 			w.breakOffLocked()
 		}
-		if w.final == nil || sooner {
+		if sooner || (w.final == nil && w.stage == syncing) {
 			w.grace = graceSeconds
 		}
 		w.final = cmp.Or(w.final, &final)
