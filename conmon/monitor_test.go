@@ -389,6 +389,32 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// A request that names something long fails by itself, and other calls go on.
+func TestExecLongName(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	slow := make(chan error, 1)
+	go func() {
+		_, err := n.Exec(context.Background(), conmon.ExecRequest{ID: "one", Args: []string{"sleep", "0.5"}}, conmon.Stdio{})
+		slow <- err
+	}()
+	_, _, err := n.execOut(conmon.ExecRequest{ID: "one", Args: []string{"/" + strings.Repeat("x", 100<<10)}})
+	if err == nil || errors.Is(err, conmon.ErrUnavailable) {
+		t.Errorf("long name: %.100v", err)
+	}
+	r := n.request("two", "true")
+	r.Spec.Process.Env = append(r.Spec.Process.Env, "LONG="+strings.Repeat("x", 33<<20))
+	if _, err := n.Create(t.Context(), r); err == nil || errors.Is(err, conmon.ErrUnavailable) {
+		t.Errorf("create with a long environment: %.100v", err)
+	}
+	if err := <-slow; err != nil {
+		t.Errorf("exec beside them: %v", err)
+	}
+	if got := n.resync.Load(); got != 0 {
+		t.Errorf("the connection was lost %d times", got)
+	}
+}
+
 func TestExecIsCancelled(t *testing.T) {
 	n := newNode(t)
 	n.run(n.request("one", "sleep 100"))

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 )
 
@@ -158,13 +159,32 @@ func (p *Peer) serve(ctx context.Context, f frame) {
 		out.body, err = json.Marshal(answer)
 	}
 	if err != nil {
-		out.Error, out.files = err.Error(), nil
-		var coded Coded
-		if errors.As(err, &coded) {
-			out.Code = coded.WireCode()
-		}
+		out = failure(f.ID, err)
 	}
-	_ = p.conn.write(out) // a reader that is gone ends Serve, which is enough
+	if err := p.conn.write(out); err != nil && !errors.Is(err, ErrClosed) { // a reader that is gone ends Serve, which is enough
+		_ = p.conn.write(failure(f.ID, err))
+	}
+}
+
+func failure(id uint64, err error) frame {
+	f := frame{header: header{ID: id, Error: cut(err.Error())}}
+	var coded Coded
+	if errors.As(err, &coded) {
+		f.Code = coded.WireCode()
+	}
+	return f
+}
+
+// maxError is how much of an error's text is sent. JSON may take six bytes for one of them, and it goes in a header.
+const maxError = 8 << 10
+
+// cut shortens a text that repeats what somebody else made too long. Errors begin with what they are about, and end
+// with the reason.
+func cut(text string) string {
+	if len(text) <= maxError {
+		return text
+	}
+	return strings.ToValidUTF8(text[:maxError/2], "") + " [...] " + strings.ToValidUTF8(text[len(text)-maxError/2:], "")
 }
 
 // call keeps a panic to the request that caused it.
@@ -196,7 +216,7 @@ func (p *Peer) Call(ctx context.Context, method string, body, answer any, files 
 	p.mu.Unlock()
 	if err := p.conn.write(frame{header: header{ID: id, Method: method}, body: raw, files: files}); err != nil {
 		p.forget(id)
-		return nil, fmt.Errorf("%w: %w", ErrClosed, err)
+		return nil, fmt.Errorf("%s: %w", method, err)
 	}
 	select {
 	case f, ok := <-ch:
@@ -239,10 +259,7 @@ func (p *Peer) Notify(method string, body any, files ...*os.File) error {
 	if err != nil {
 		return err
 	}
-	if err := p.conn.write(frame{header: header{Method: method}, body: raw, files: files}); err != nil {
-		return fmt.Errorf("%w: %w", ErrClosed, err)
-	}
-	return nil
+	return p.conn.write(frame{header: header{Method: method}, body: raw, files: files})
 }
 
 func (p *Peer) forget(id uint64) {

@@ -60,7 +60,10 @@ func newConn(socket *net.UnixConn) *conn {
 
 func (c *conn) close() error { return c.socket.Close() }
 
-// write sends one frame. The caller keeps its files.
+// errTooLarge is of one frame: nothing of it has been sent, and the connection goes on.
+var errTooLarge = errors.New("message exceeds the limit")
+
+// write sends one frame. The caller keeps its files. After an error that is ErrClosed nothing more can be sent.
 func (c *conn) write(f frame) error {
 	if len(f.files) > MaxFiles {
 		return fmt.Errorf("%d descriptors in one message, at most %d", len(f.files), MaxFiles)
@@ -69,6 +72,9 @@ func (c *conn) write(f frame) error {
 	head, err := json.Marshal(f.header)
 	if err != nil {
 		return err
+	}
+	if len(head) > maxHeader || len(f.body) > maxBody { // the reader would end the connection, and everybody's calls
+		return fmt.Errorf("%w: %d+%d bytes", errTooLarge, len(head), len(f.body))
 	}
 	out := make([]byte, 8, 8+len(head)+len(f.body))
 	binary.LittleEndian.PutUint32(out, uint32(len(head)))
@@ -94,7 +100,10 @@ func (c *conn) write(f frame) error {
 	for _, file := range f.files {
 		keepAlive(file)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return nil
 }
 
 // read returns the next frame; io.EOF if the other end is gone.

@@ -94,6 +94,54 @@ func TestCall(t *testing.T) {
 	}
 }
 
+// What is too long is an error of its own call, and nobody else's.
+func TestTooLarge(t *testing.T) {
+	big := strings.Repeat("x", maxBody)
+	started, goOn := make(chan struct{}), make(chan struct{})
+	caller, _ := peers(t, func(_ context.Context, m *Message) (any, []*os.File, error) {
+		switch m.Method {
+		case "wait":
+			close(started)
+			<-goOn
+			return "waited", nil, nil
+		case "answer":
+			return big, nil, nil
+		case "error":
+			return nil, nil, fmt.Errorf("exec %q: %w", strings.Repeat("\x01", 1<<20), coded{"no such program", "code-7"})
+		}
+		return nil, nil, nil
+	}, nil)
+	waited := make(chan error, 1)
+	go func() {
+		var out string
+		_, err := caller.Call(t.Context(), "wait", nil, &out)
+		waited <- err
+	}()
+	<-started
+	if _, err := caller.Call(t.Context(), "request", big, nil); !errors.Is(err, errTooLarge) || errors.Is(err, ErrClosed) {
+		t.Errorf("request: %v", err)
+	}
+	if err := caller.Notify("request", big); !errors.Is(err, errTooLarge) || errors.Is(err, ErrClosed) {
+		t.Errorf("notice: %v", err)
+	}
+	if _, err := caller.Call(t.Context(), strings.Repeat("m", maxHeader), nil, nil); !errors.Is(err, errTooLarge) {
+		t.Errorf("method: %v", err)
+	}
+	var remote *RemoteError
+	if _, err := caller.Call(t.Context(), "answer", nil, nil); !errors.As(err, &remote) || !strings.Contains(remote.Text, errTooLarge.Error()) {
+		t.Errorf("answer: %v", err)
+	}
+	_, err := caller.Call(t.Context(), "error", nil, nil)
+	if !errors.As(err, &remote) || remote.Code != "code-7" || len(remote.Text) > 2*maxError ||
+		!strings.HasPrefix(remote.Text, "exec ") || !strings.HasSuffix(remote.Text, "no such program") {
+		t.Errorf("error: %.100v", err)
+	}
+	close(goOn)
+	if err := <-waited; err != nil {
+		t.Errorf("a call beside them: %v", err)
+	}
+}
+
 func TestFiles(t *testing.T) {
 	caller, _ := peers(t, func(_ context.Context, m *Message) (any, []*os.File, error) {
 		return len(m.Files), m.Files, nil // sent back
