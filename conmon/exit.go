@@ -47,11 +47,30 @@ func UnknownExit() Exit {
 // RecordExit writes down how a container ended, durably: it survives a power cut once this has returned. The first
 // record of a container counts, and is returned.
 func RecordExit(dir, id string, e Exit, oom OOM) (Exit, error) {
-	e.OOMKilled = oom.killed(e) // first: its cgroup may be removed any moment
+	e.OOMKilled = e.OOMKilled || oom.killed(e) // first: its cgroup may be removed any moment
 	if have, err := ReadExit(dir, id); err == nil && have != nil {
 		return *have, nil
 	}
 	return e, writeExit(dir, id, e)
+}
+
+// recordPause lies between attempts to write a record: the disk may be full, or be read-only for now.
+const recordPause = time.Second
+
+// InsistExit does what RecordExit does until it succeeds, or until the container is not wanted any more: then it
+// returns false.
+func InsistExit(dir, id string, e Exit, oom OOM, wanted func() bool) (Exit, bool) {
+	for {
+		<-time.After(recordPause)
+		if !wanted() {
+			return e, false
+		}
+		recorded, err := RecordExit(dir, id, e, oom)
+		if err == nil {
+			return recorded, true
+		}
+		e = recorded // whether it was killed for lack of memory may not be told again
+	}
 }
 
 func writeExit(dir, id string, e Exit) error {

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/conmon/child"
 	"github.com/orlop/orlop/oci/runtime"
 	"github.com/orlop/orlop/test/kernel"
 )
@@ -543,6 +544,140 @@ func TestExitWithoutDaemon(t *testing.T) {
 	waitFor(t, "exit in the list", func() bool {
 		list, err := n.List(t.Context())
 		return err == nil && len(list) == 1 && list[0].Exit != nil && list[0].Exit.Code == 9
+	})
+}
+
+// kill ends one of the monitor's processes (0 is the keeper) and waits until another pair works.
+func (n *node) kill(index int) {
+	n.t.Helper()
+	pids := n.monitors()
+	if err := unix.Kill(pids[index], unix.SIGKILL); err != nil {
+		n.t.Fatal(err)
+	}
+	waitFor(n.t, "another pair", func() bool {
+		now := n.monitors()
+		_, err := n.List(context.Background())
+		return err == nil && len(now) == 2 && !slices.Equal(now, pids) && slices.Equal(now, n.monitors())
+	})
+}
+
+// An exit that can't be written down is told when it can be: nobody else may know it by then.
+func TestExitIsRecordedLater(t *testing.T) {
+	for _, owner := range []string{"worker", "keeper", "keeper, and another worker"} {
+		t.Run(owner, func(t *testing.T) {
+			n := newNode(t)
+			n.run(n.request("one", "mkfifo /tmp/end; read x </tmp/end; exit 7"))
+			if owner != "worker" {
+				n.kill(1)
+			}
+			// Nothing can be written here until it is unmounted.
+			if err := unix.Mount("none", n.cfg.ExitDir, "tmpfs", unix.MS_RDONLY, ""); err != nil {
+				t.Fatal(err)
+			}
+			full := true
+			free := func() {
+				if full {
+					full = false
+					if err := unix.Unmount(n.cfg.ExitDir, unix.MNT_DETACH); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+			defer free()
+			n.endsWith("one")
+			logged := func() bool {
+				log, _ := os.ReadFile(filepath.Join(n.cfg.RunDir, "conmon.log"))
+				return strings.Contains(string(log), "exit is not recorded")
+			}
+			waitFor(t, "the write to fail", logged)
+			if owner == "keeper, and another worker" {
+				n.kill(1)
+			}
+			if list, err := n.List(t.Context()); err != nil || len(list) != 1 || list[0].Exit != nil {
+				t.Errorf("told before it was recorded: %+v, %v", list, err)
+			}
+			free()
+			if exit := n.exited("one"); exit.Code != 7 || exit.Unknown {
+				t.Errorf("exit %+v", exit)
+			}
+			if err := n.Delete(t.Context(), "one"); err != nil {
+				t.Error(err)
+			}
+			for _, pid := range n.monitors() {
+				if left := zombies(t, pid); len(left) > 0 {
+					t.Errorf("children of %d that nobody reaps: %v", pid, left)
+				}
+			}
+		})
+	}
+}
+
+// endsWith lets a container go on that reads from /tmp/end.
+func (n *node) endsWith(id string) {
+	n.t.Helper()
+	if _, err := n.Exec(context.Background(), conmon.ExecRequest{ID: id, Args: []string{"/bin/sh", "-c", "echo >/tmp/end"}}, conmon.Stdio{}); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+func zombies(t *testing.T, parent int) []string {
+	t.Helper()
+	stats, err := filepath.Glob("/proc/[0-9]*/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, path := range stats {
+		data, _ := os.ReadFile(path)
+		if strings.Contains(string(data), ") Z "+strconv.Itoa(parent)+" ") {
+			left = append(left, string(data))
+		}
+	}
+	return left
+}
+
+// Containers whose keeper and worker are killed both go on, and can be stopped.
+func TestKillBoth(t *testing.T) {
+	n := newNode(t)
+	for _, id := range []string{"ends", "stays", "again"} {
+		n.run(n.request(id, "mkfifo /tmp/end; read x </tmp/end; exit 7"))
+	}
+	n.killBoth()
+	n.endsWith("ends")
+	if exit := n.exited("ends"); exit.Code != 7 && child.KeepsExit() {
+		t.Errorf("exit %+v", exit)
+	}
+	if err := n.Signal(t.Context(), "stays", int(unix.SIGKILL)); err != nil {
+		t.Error(err)
+	}
+	n.exited("stays")
+	n.kill(1) // the keeper watches for the next worker, too
+	n.endsWith("again")
+	n.exited("again")
+	for _, id := range []string{"ends", "stays", "again"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		if err := n.Delete(ctx, id); err != nil {
+			t.Error(err)
+		}
+		cancel()
+	}
+}
+
+// killBoth ends the keeper and the worker at once; the client starts another monitor.
+func (n *node) killBoth() {
+	n.t.Helper()
+	pids := n.monitors()
+	for _, signal := range []unix.Signal{unix.SIGSTOP, unix.SIGKILL} { // so that none can replace the other
+		for _, pid := range pids {
+			if err := unix.Kill(pid, signal); err != nil {
+				n.t.Fatal(err)
+			}
+		}
+	}
+	waitFor(n.t, "another monitor", func() bool {
+		now := n.monitors()
+		_, err := n.List(context.Background())
+		return err == nil && len(now) == 2 && now[0] != pids[0]
 	})
 }
 

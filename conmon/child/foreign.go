@@ -44,6 +44,15 @@ func (f Foreign) close() {
 	}
 }
 
+// Await waits for the end of one process, and closes it. pidfd is what it was opened with: closing that ends the wait.
+func (f Foreign) Await(pidfd *os.File) (conmon.Exit, error) {
+	defer f.close()
+	if err := Ended(pidfd); err != nil {
+		return conmon.Exit{}, err
+	}
+	return f.exit(), nil
+}
+
 // Watch calls ended with the index of each process when it has ended, and returns after the last one. It closes them.
 //
 // Where a pidfd does not keep the status (see KeepsExit) it races for the zombie against the parent that reaps it, so it

@@ -68,11 +68,11 @@ func (k *keeper) told(pid int, exit conmon.Exit) {
 	if id == "" || pidfd == nil || !endsSoon(pidfd) {
 		return
 	}
-	if parent, err := child.Parent(pid); err == nil && parent == os.Getpid() {
+	if isOurs(pid) {
 		k.reap()
 		return
 	}
-	k.foreignEnded(id, exit)
+	k.ended(id, exit)
 }
 
 // threadTime bounds how long the threads of a process may take to follow the first one.
@@ -95,7 +95,7 @@ func (k *keeper) watchForeign() {
 		if c.pid == 0 || pidfd == nil {
 			continue
 		}
-		if parent, err := child.Parent(c.pid); err == nil && parent == os.Getpid() {
+		if isOurs(c.pid) {
 			continue
 		}
 		f, err := child.OpenForeign(pidfd, c.pid)
@@ -106,21 +106,38 @@ func (k *keeper) watchForeign() {
 		ids, processes = append(ids, id), append(processes, f)
 	}
 	go func() {
-		err := child.Watch(processes, func(i int, exit conmon.Exit) {
-			if exit.Unknown { // told is about to be
-				time.AfterFunc(2*threadTime, func() { k.foreignEnded(ids[i], exit) })
-				return
-			}
-			go k.foreignEnded(ids[i], exit)
-		})
+		err := child.Watch(processes, func(i int, exit conmon.Exit) { k.strangerEnded(ids[i], exit) })
 		if err != nil {
 			k.log.Error("containers can't be watched", "containers", ids, "err", err)
 		}
 	}()
 }
 
-func (k *keeper) foreignEnded(id string, exit conmon.Exit) {
-	if err := k.ended(id, exit); err != nil {
-		k.log.Error("exit is not recorded", "container", id, "err", err)
+func (k *keeper) strangerEnded(id string, exit conmon.Exit) {
+	if exit.Unknown { // told is about to be
+		time.AfterFunc(2*threadTime, func() { k.ended(id, exit) })
+		return
 	}
+	go k.ended(id, exit)
+}
+
+// isOurs tells whether reap will see the end of a process.
+func isOurs(pid int) bool {
+	parent, err := child.Parent(pid)
+	return err == nil && parent == os.Getpid()
+}
+
+// watchStranger waits for the end of a container whose keeper and worker were killed both: it is nobody's of us. It does not race for its status as
+// watchForeign does, with a thread for each of them: where the kernel does not keep it, it may be unknown.
+func (k *keeper) watchStranger(id string, pid int, pidfd *os.File) error {
+	f, err := child.OpenForeign(pidfd, pid)
+	if err != nil {
+		return err
+	}
+	go func() {
+		if exit, err := f.Await(pidfd); err == nil { // else nobody wants to know any more
+			k.strangerEnded(id, exit)
+		}
+	}()
+	return nil
 }

@@ -181,6 +181,10 @@ func (k *keeper) handle(_ context.Context, m *wire.Message) (any, []*os.File, er
 		return k.ids(), nil, nil
 	case MethodTake:
 		return k.take(m)
+	case MethodKnows:
+		var id string
+		err := m.Decode(&id)
+		return k.knows(id), nil, err
 	case MethodQuit:
 		return nil, nil, k.quit()
 	}
@@ -211,9 +215,13 @@ func (k *keeper) hold(m *wire.Message) error {
 			delete(k.strays, h.Pid)
 		}
 	}
+	pidfd := c.files["pidfd"]
 	k.mu.Unlock()
-	if early != nil {
-		return k.ended(h.ID, *early)
+	switch {
+	case early != nil:
+		k.ended(h.ID, *early)
+	case h.Found && pidfd != nil && !isOurs(h.Pid):
+		return k.watchStranger(h.ID, h.Pid, pidfd)
 	}
 	return nil
 }
@@ -323,9 +331,7 @@ func (k *keeper) reap() {
 		}
 		k.mu.Unlock()
 		if id != "" {
-			if err := k.ended(id, exit); err != nil {
-				k.log.Error("exit is not recorded", "container", id, "code", exit.Code, "err", err)
-			}
+			k.ended(id, exit)
 		}
 		child.Reap(pid)
 	}
@@ -349,30 +355,51 @@ func (k *keeper) strayLocked(pid int, exit conmon.Exit) {
 	k.strays[pid] = stray{exit, time.Now()}
 }
 
-// ended records a container's exit and tells the worker, which tells the daemon.
-func (k *keeper) ended(id string, exit conmon.Exit) error {
+// ended records how a container ended and tells the worker, which tells the daemon. If that fails, what is known stays
+// here and is tried again: the process may be gone, and its pid another's, so nobody else can tell.
+func (k *keeper) ended(id string, exit conmon.Exit) {
 	k.recording.Lock()
 	defer k.recording.Unlock()
 	k.mu.Lock()
 	c := k.held[id]
 	if c == nil || c.ended {
 		k.mu.Unlock()
-		return nil
+		return
 	}
 	c.ended = true
 	oom := c.oom
 	k.mu.Unlock()
-	if _, err := conmon.RecordExit(k.cfg.ExitDir, id, exit, oom); err != nil {
-		return err
+	exit, err := conmon.RecordExit(k.cfg.ExitDir, id, exit, oom)
+	if err == nil {
+		k.tell(id)
+		return
 	}
-	// Whoever is the worker now: it may have looked for the record before it was written. One that comes later finds it.
+	k.log.Error("exit is not recorded yet", "container", id, "code", exit.Code, "err", err)
+	go func() {
+		if _, ok := conmon.InsistExit(k.cfg.ExitDir, id, exit, oom, func() bool { return k.knows(id) }); ok {
+			k.log.Info("exit is recorded", "container", id, "code", exit.Code)
+			k.tell(id)
+		}
+	}()
+}
+
+// knows tells whether the end of a container is known here, and will be told if it has not been yet.
+func (k *keeper) knows(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	c := k.held[id]
+	return c != nil && c.ended
+}
+
+// tell is for whoever is the worker now: it may have looked for the record before it was written. One that comes later
+// finds it.
+func (k *keeper) tell(id string) {
 	k.mu.Lock()
 	link := k.link
 	k.mu.Unlock()
 	if link != nil {
 		_ = link.Notify(MethodEnded, Ended{ID: id})
 	}
-	return nil
 }
 
 func listen(path string) (*os.File, error) {

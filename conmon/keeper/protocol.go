@@ -12,6 +12,7 @@ const (
 	MethodDrop  = "drop"  // notice: close what is held
 	MethodIDs   = "ids"   // call: for whom anything is held
 	MethodTake  = "take"  // call: copies of what is held for one container
+	MethodKnows = "knows" // call: whether the end of a container is known, and told once it has been recorded
 	MethodQuit  = "quit"  // call: end, if no container is held
 	MethodEnded = "ended" // notice from the keeper: an exit record has been written
 )
@@ -23,6 +24,8 @@ type Hold struct {
 	// Pid is the container's first process, once it exists.
 	Pid int        `json:"pid,omitempty"`
 	OOM conmon.OOM `json:"oom,omitzero"`
+	// Found says that the worker has not made the process, and found it in the container's record.
+	Found bool `json:"found,omitempty"`
 }
 
 // Drop closes one descriptor, or without a name all of a container's and forgets it.

@@ -164,9 +164,13 @@ func (c *container) held() keeper.Held {
 // hold has the keeper hold what the container holds. Without a keeper that is not an error: this process is about to
 // become it.
 func (w *Worker) hold(c *container, names ...string) error {
-	h := keeper.Hold{ID: c.id, Names: names, Pid: int(c.pid.Load()), OOM: c.oom}
-	files := make([]*os.File, len(names))
-	for i, name := range names {
+	return w.sendHold(c, keeper.Hold{Names: names})
+}
+
+func (w *Worker) sendHold(c *container, h keeper.Hold) error {
+	h.ID, h.Pid, h.OOM = c.id, int(c.pid.Load()), c.oom
+	files := make([]*os.File, len(h.Names))
+	for i, name := range h.Names {
 		files[i] = c.file(name)
 	}
 	if err := w.link.Notify(keeper.MethodHold, h, files...); err != nil && !errors.Is(err, wire.ErrClosed) {

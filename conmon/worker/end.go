@@ -29,13 +29,24 @@ func (w *Worker) watch(c *container) {
 		w.log.Error("exit status is lost", "container", c.id, "err", err)
 		exit = conmon.UnknownExit()
 	}
-	exit, err = conmon.RecordExit(w.cfg.ExitDir, c.id, exit, c.oom)
-	if err != nil { // the disk may be full: it stays a zombie, and whoever comes next tries again
-		w.log.Error("exit is not recorded", "container", c.id, "code", exit.Code, "err", err)
-	} else {
-		child.Reap(pid)
-	}
+	exit = w.record(c, exit) // meanwhile it stays a zombie, which the keeper gets if this process is killed
+	child.Reap(pid)
 	w.end(c, exit)
+}
+
+// record returns when the exit has been written down: nobody may be told of one that could be lost. The first exit that
+// was recorded counts, and is returned.
+func (w *Worker) record(c *container, exit conmon.Exit) conmon.Exit {
+	exit, err := conmon.RecordExit(w.cfg.ExitDir, c.id, exit, c.oom)
+	if err == nil {
+		return exit
+	}
+	w.log.Error("exit is not recorded yet", "container", c.id, "code", exit.Code, "err", err)
+	exit, ok := conmon.InsistExit(w.cfg.ExitDir, c.id, exit, c.oom, func() bool { return w.find(c.id) == c })
+	if ok {
+		w.log.Info("exit is recorded", "container", c.id, "code", exit.Code)
+	}
+	return exit
 }
 
 // end is for an exit that has been recorded: the log is completed, everybody is told, and what nobody needs any more

@@ -181,39 +181,47 @@ func (w *Worker) recoverStart(c *container, r *record) error {
 	return nil
 }
 
-// findExit returns how a container ended, nil if it runs. Its next end is the keeper's to tell.
+// findExit returns how a container ended, nil if it runs, or if its end is about to be recorded. Its next end is the
+// keeper's to tell.
 func (w *Worker) findExit(ctx context.Context, c *container, t taken) (*conmon.Exit, error) {
+	known := true
 	if t.pid == 0 { // the last worker was killed before it had told the keeper which process to watch
-		if err := w.nameProcess(ctx, c); err != nil {
+		var err error
+		if known, err = w.nameProcess(ctx, c); err != nil {
 			return nil, err
 		}
 	}
 	exit, err := conmon.ReadExit(w.cfg.ExitDir, c.id)
-	if err != nil || exit != nil {
+	if err != nil || exit != nil || known || w.runtime.Alive(c.id) {
 		return exit, err
 	}
-	if t.pid == 0 && !w.runtime.Alive(c.id) {
-		lost, err := conmon.RecordExit(w.cfg.ExitDir, c.id, conmon.UnknownExit(), c.oom)
-		return &lost, err
+	lost, err := conmon.RecordExit(w.cfg.ExitDir, c.id, conmon.UnknownExit(), c.oom)
+	if err != nil {
+		go func() { w.end(c, w.record(c, lost)) }()
+		return nil, nil
 	}
-	return nil, nil
+	return &lost, nil
 }
 
-// nameProcess returns when the keeper has looked whether the process was among those that ended.
-func (w *Worker) nameProcess(ctx context.Context, c *container) error {
+// nameProcess tells the keeper which process is the container's, for it to watch. It returns whether the keeper knows
+// already how that ended.
+func (w *Worker) nameProcess(ctx context.Context, c *container) (known bool, err error) {
 	var names []string
-	if c.file(filePidfd) == nil && w.runtime.Alive(c.id) {
+	if c.file(filePidfd) == nil {
 		pidfd, err := child.OpenFD(int(c.pid.Load()))
-		if err == nil {
+		switch {
+		case err == nil && w.runtime.Alive(c.id): // asked last: the pid may be another process's by now
 			c.put(filePidfd, pidfd)
 			names = append(names, filePidfd)
+		case err == nil:
+			pidfd.Close()
 		}
 	}
-	if err := w.hold(c, names...); err != nil {
-		return err
+	if err := w.sendHold(c, keeper.Hold{Names: names, Found: true}); err != nil {
+		return false, err
 	}
-	_, err := w.link.Call(ctx, keeper.MethodIDs, nil, nil)
-	return err
+	_, err = w.link.Call(ctx, keeper.MethodKnows, c.id, &known)
+	return known, err
 }
 
 // listExits adds those whose exit is all that is left, as after a reboot: the daemon has not asked for them yet.
