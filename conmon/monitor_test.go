@@ -431,6 +431,160 @@ func TestExecIsCancelled(t *testing.T) {
 	})
 }
 
+// freeze stops a container, as people do with its cgroup, or lets it go on.
+func (n *node) freeze(id string, frozen bool) {
+	n.t.Helper()
+	for _, f := range []struct{ path, frozen, thawed string }{
+		{"/sys/fs/cgroup/freezer" + n.cgroup + "/" + id + "/freezer.state", "FROZEN", "THAWED"},
+		{"/sys/fs/cgroup" + n.cgroup + "/" + id + "/cgroup.freeze", "1", "0"},
+	} {
+		state := f.thawed
+		if frozen {
+			state = f.frozen
+		}
+		if _, err := os.Stat(f.path); err != nil {
+			continue
+		}
+		if err := os.WriteFile(f.path, []byte(state), 0); err != nil {
+			n.t.Fatal(err)
+		}
+		return
+	}
+	n.t.Fatal("no freezer")
+}
+
+// leaves are the cgroups of a container's execs.
+func (n *node) leaves(id string) []string {
+	n.t.Helper()
+	var all []string
+	for _, base := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/*"} {
+		some, err := filepath.Glob(base + n.cgroup + "/" + id + "/exec-*")
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		all = append(all, some...)
+	}
+	return all
+}
+
+// processes are the command lines in a container.
+func (n *node) processes(id string) string {
+	n.t.Helper()
+	out, _, err := n.execOut(conmon.ExecRequest{ID: id, Args: []string{"/bin/sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"}})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	return out
+}
+
+// Execs that can't start are answered when their time is over, keep nobody waiting, and leave nothing.
+func TestExecFrozen(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("frozen", "sleep 100"))
+	n.run(n.request("other", "sleep 100"))
+	n.freeze("frozen", true)
+	var stuck sync.WaitGroup
+	for range 20 { // more than may start at a time
+		stuck.Go(func() {
+			began := time.Now()
+			result, err := n.Exec(context.Background(), conmon.ExecRequest{
+				ID: "frozen", Args: []string{"sleep", "45"}, Timeout: 300 * time.Millisecond,
+			}, conmon.Stdio{})
+			if took := time.Since(began); err != nil || !result.TimedOut || took > 3*time.Second {
+				t.Errorf("%+v, %v after %v", result, err, took)
+			}
+		})
+	}
+	stuck.Wait()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := n.Exec(ctx, conmon.ExecRequest{ID: "other", Args: []string{"true"}}, conmon.Stdio{}); err != nil {
+		t.Errorf("another container's exec: %v", err)
+	}
+	n.freeze("frozen", false)
+	waitFor(t, "all of them to end", func() bool { return len(n.leaves("frozen")) == 0 })
+	waitFor(t, "nothing to be left", func() bool { return !strings.Contains(n.processes("frozen"), "sleep 45") })
+	if left := zombies(t, n.monitors()[1]); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+// Creates that are stuck keep others waiting for a moment only.
+func TestCreateStuck(t *testing.T) {
+	n := newNode(t)
+	fifo := filepath.Join(n.dir, "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stuck sync.WaitGroup
+	for i := range 16 {
+		stuck.Go(func() {
+			r := n.request("stuck"+strconv.Itoa(i), "sleep 100")
+			r.LogPath = fifo // nobody reads it: the worker waits
+			if _, err := n.Create(context.Background(), r); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	waitFor(t, "all to begin", func() bool { return n.waiting() >= 16 })
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := n.Create(ctx, n.request("other", "sleep 100")); err != nil {
+		t.Errorf("another container: %v", err)
+	}
+	reader, err := os.Open(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Close()
+	stuck.Wait()
+}
+
+// waiting counts the worker's threads that open a pipe without a reader.
+func (n *node) waiting() (count int) {
+	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", n.monitors()[1]))
+	for _, path := range paths {
+		if where, _ := os.ReadFile(path); string(where) == "wait_for_partner" || string(where) == "fifo_open" {
+			count++
+		}
+	}
+	return count
+}
+
+// Execs end with their worker, also those that have a process in the background; what earlier ones left in the container
+// goes on.
+func TestExecsEndWithWorker(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 100"))
+	ctx := context.Background()
+	if _, err := n.Exec(ctx, conmon.ExecRequest{ID: "one", Args: []string{"/bin/sh", "-c", "setsid sleep 46 & setsid sleep 47 &"}}, conmon.Stdio{}); err != nil {
+		t.Fatal(err)
+	}
+	if left := n.leaves("one"); len(left) > 0 {
+		t.Errorf("an exec's cgroup stays: %v", left)
+	}
+	for i, index := range []int{1, 0} {
+		failed := make(chan error, 1)
+		go func() {
+			_, err := n.Exec(ctx, conmon.ExecRequest{ID: "one", Timeout: time.Hour, Args: []string{"/bin/sh", "-c", "setsid sleep 48 & sleep 49"}}, conmon.Stdio{})
+			failed <- err
+		}()
+		waitFor(t, "it to run", func() bool { return strings.Contains(n.processes("one"), "sleep 49") })
+		n.kill(index)
+		if err := <-failed; !errors.Is(err, conmon.ErrUnavailable) {
+			t.Errorf("%d: %v", i, err)
+		}
+		waitFor(t, "it to end", func() bool {
+			now := n.processes("one")
+			return !strings.Contains(now, "sleep 48") && !strings.Contains(now, "sleep 49")
+		})
+		if now := n.processes("one"); !strings.Contains(now, "sleep 46") || !strings.Contains(now, "sleep 47") {
+			t.Errorf("%d: processes %q", i, now)
+		}
+		waitFor(t, "its cgroup to go", func() bool { return len(n.leaves("one")) == 0 })
+	}
+}
+
 func TestTerminal(t *testing.T) {
 	n := newNode(t)
 	r := n.request("tty", "read line; echo got $line; stty size; exit 4")

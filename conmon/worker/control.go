@@ -129,15 +129,20 @@ func (w *Worker) send(c *container, signal unix.Signal) error {
 	if pidfd == nil {
 		return fmt.Errorf("%w: %s", conmon.ErrNotRunning, c.id)
 	}
+	err := signalTo(pidfd, signal)
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("%w: %s", conmon.ErrNotRunning, c.id)
+	}
+	return err
+}
+
+func signalTo(pidfd *os.File, signal unix.Signal) error {
 	raw, err := pidfd.SyscallConn()
 	if err != nil {
 		return err
 	}
 	var serr error
 	err = raw.Control(func(fd uintptr) { serr = unix.PidfdSendSignal(int(fd), signal, nil, 0) })
-	if errors.Is(serr, unix.ESRCH) {
-		return fmt.Errorf("%w: %s", conmon.ErrNotRunning, c.id)
-	}
 	return errors.Join(err, serr)
 }
 

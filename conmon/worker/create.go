@@ -34,13 +34,12 @@ func (w *Worker) create(ctx context.Context, r conmon.CreateRequest) (*conmon.Cr
 		}
 		return &conmon.Created{Pid: int(earlier.pid.Load())}, nil
 	}
-	select {
-	case spawns <- struct{}{}:
-		defer func() { <-spawns }()
-	case <-ctx.Done():
+	done, err := turn(ctx)
+	if err != nil {
 		w.remove(c)
-		return nil, ctx.Err()
+		return nil, err
 	}
+	defer done()
 	m := &making{Worker: w, container: c, request: r}
 	pid, err := m.make()
 	m.closeGiven()

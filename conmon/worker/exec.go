@@ -2,7 +2,6 @@ package worker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -19,39 +18,83 @@ import (
 	"github.com/orlop/orlop/oci/runtime"
 )
 
-// killTime bounds how long a killed exec is waited for: a process in the kernel's hands may not die at once.
-const killTime = 5 * time.Second
+// killTime bounds how long a killed exec is waited for: one that is frozen, or in the kernel's hands, ends later.
+const killTime = 500 * time.Millisecond
 
 // execs numbers the cgroup leaves of this worker.
 var execs atomic.Uint64
 
 // exec runs a process in a container and waits for it, for the time limit, or for the caller to go.
 func (w *Worker) exec(ctx context.Context, m *wire.Message) (any, []*os.File, error) {
-	stdio, args, err := execArgs(m)
-	defer closeFiles(m.Files)
+	x, err := w.newExecution(m)
 	if err != nil {
+		closeFiles(m.Files)
 		return nil, nil, err
 	}
+	limited, cancel := withLimit(ctx, x.args.Timeout) // from here on: the start may take long, too
+	defer cancel()
+	go x.run(limited)
+	select {
+	case <-x.done:
+	case <-limited.Done():
+		x.awaitKill()
+	}
+	select {
+	case <-x.done:
+		if x.err == nil || limited.Err() == nil {
+			return &conmon.ExecResult{Code: x.code}, nil, x.err
+		}
+	default:
+	}
+	if ctx.Err() != nil {
+		return nil, nil, ctx.Err()
+	}
+	return &conmon.ExecResult{Code: -1, TimedOut: true}, nil, nil
+}
+
+func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if limit > 0 {
+		return context.WithTimeout(ctx, limit)
+	}
+	return context.WithCancel(ctx)
+}
+
+// execution is one exec under way.
+type execution struct {
+	*Worker
+	record *record
+	args   conmon.ExecArgs
+	stdio  runtime.Stdio
+	given  []*os.File // stdio, closed once the process has it
+	leaf   runtime.Leaf
+
+	killed chan struct{} // closed when the leaf is gone, if the time is over or the caller has gone
+	done   chan struct{} // closed when code and err are set
+	code   int
+	err    error
+}
+
+func (w *Worker) newExecution(m *wire.Message) (*execution, error) {
+	stdio, args, err := execArgs(m)
+	if err != nil {
+		return nil, err
+	}
 	if _, err := w.running(args.ID); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	r, err := w.loadRecord(args.ID)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	leaf, err := runtime.MakeLeaf(r.Cgroups, fmt.Sprintf("exec-%d-%d", os.Getpid(), execs.Add(1)))
+	leaf, err := runtime.MakeLeaf(r.Cgroups, fmt.Sprintf("%d-%d", os.Getpid(), execs.Add(1)))
 	if err != nil {
 		// Without a leaf a time limit ends the process and not those that it left behind.
 		w.log.Warn("exec has no cgroup of its own", "container", args.ID, "err", err)
 	}
-	defer leaf.Remove()
-	process, err := w.spawn(ctx, r, args, leaf, stdio)
-	closeFiles(m.Files)
-	if err != nil {
-		return nil, nil, fmt.Errorf("container %s: exec %q: %w", args.ID, args.Args[0], err)
-	}
-	defer process.pidfd.Close()
-	return process.wait(ctx, args.Timeout)
+	return &execution{
+		Worker: w, record: r, args: args, stdio: stdio, given: m.Files, leaf: leaf,
+		killed: make(chan struct{}), done: make(chan struct{}),
+	}, nil
 }
 
 func execArgs(m *wire.Message) (runtime.Stdio, conmon.ExecArgs, error) {
@@ -79,30 +122,82 @@ func execArgs(m *wire.Message) (runtime.Stdio, conmon.ExecArgs, error) {
 	return stdio, args, nil
 }
 
-// execProcess is a process that was started by an exec.
-type execProcess struct {
-	runtime.Process
-	pidfd *os.File
-	leaf  runtime.Leaf
+// run starts the process and waits for its end; all that it started ends with ctx. It may go on after the caller has
+// been answered: a process that is frozen while it is being started keeps libcontainer waiting.
+func (x *execution) run(ctx context.Context) {
+	defer close(x.done)
+	stop := context.AfterFunc(ctx, func() {
+		endLeaf(x.leaf)
+		close(x.killed)
+	})
+	x.code, x.err = x.spawn(ctx)
+	closeFiles(x.given)
+	if !stop() { // however it ended
+		x.err = ctx.Err()
+		return
+	}
+	if err := x.leaf.Release(); err != nil {
+		x.log.Warn("cgroup of an exec stays", "container", x.args.ID, "err", err)
+	}
 }
 
-func (w *Worker) spawn(ctx context.Context, r *record, args conmon.ExecArgs, leaf runtime.Leaf, stdio runtime.Stdio) (*execProcess, error) {
-	select {
-	case spawns <- struct{}{}:
-		defer func() { <-spawns }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	process, err := w.runtime.Exec(r.ID, execSpec(r.Process, args.ExecRequest), leaf, stdio)
+func (x *execution) spawn(ctx context.Context) (code int, err error) {
+	done, err := turn(ctx)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
+	process, err := x.runtime.Exec(x.args.ID, execSpec(x.record.Process, x.args.ExecRequest), x.leaf, x.stdio)
+	done()
+	if err != nil {
+		return -1, fmt.Errorf("container %s: exec %q: %w", x.args.ID, x.args.Args[0], err)
+	}
+	closeFiles(x.given)
+	return wait(ctx, process)
+}
+
+// wait ends the process when ctx is done. It leaves those that it started to the leaf.
+func wait(ctx context.Context, process runtime.Process) (code int, err error) {
 	pidfd, err := child.OpenFD(process.Pid)
 	if err != nil {
-		_ = leaf.Kill()
-		return nil, err
+		_ = unix.Kill(process.Pid, unix.SIGKILL) // not reaped yet, so it is still that process
+		_, _ = process.Wait()
+		return -1, err
 	}
-	return &execProcess{process, pidfd, leaf}, nil
+	defer pidfd.Close()
+	stop := context.AfterFunc(ctx, func() { _ = signalTo(pidfd, unix.SIGKILL) })
+	defer stop()
+	if err := child.Ended(pidfd); err != nil {
+		return -1, err
+	}
+	status, err := process.Wait()
+	if err != nil {
+		return -1, err
+	}
+	return conmon.DecodeWaitStatus(status).Code, nil
+}
+
+// awaitKill returns when nothing is left of what is being killed, or soon.
+func (x *execution) awaitKill() {
+	patience := time.After(killTime)
+	for _, end := range []chan struct{}{x.done, x.killed} {
+		select {
+		case <-end:
+		case <-patience:
+			return
+		}
+	}
+}
+
+// endLeaf kills what is in a leaf until it is gone: a process that is being started may get into it late (one that comes
+// too late finds no leaf, and fails), and one that is frozen ends when it thaws.
+func endLeaf(leaf runtime.Leaf) {
+	for pause := 5 * time.Millisecond; ; pause = min(2*pause, time.Minute) {
+		_ = leaf.Kill()
+		if leaf.Remove() {
+			return
+		}
+		<-time.After(pause)
+	}
 }
 
 // execSpec is the container's own process with another command.
@@ -114,51 +209,6 @@ func execSpec(p *rspec.Process, r conmon.ExecRequest) *rspec.Process {
 		out.Env = append(slices.Clone(p.Env), "TERM=xterm")
 	}
 	return &out
-}
-
-func (p *execProcess) wait(ctx context.Context, limit time.Duration) (any, []*os.File, error) {
-	ended := make(chan error, 1)
-	go func() { ended <- child.Ended(p.pidfd) }()
-	var expired <-chan time.Time
-	if limit > 0 {
-		timer := time.NewTimer(limit)
-		defer timer.Stop()
-		expired = timer.C
-	}
-	select {
-	case err := <-ended:
-		code, err := p.reap(err)
-		return &conmon.ExecResult{Code: code}, nil, err
-	case <-expired:
-		return &conmon.ExecResult{Code: -1, TimedOut: true}, nil, p.kill(ended)
-	case <-ctx.Done():
-		return nil, nil, errors.Join(ctx.Err(), p.kill(ended))
-	}
-}
-
-// kill ends the process and everything that it started.
-func (p *execProcess) kill(ended <-chan error) error {
-	err := p.leaf.Kill()
-	_ = unix.Kill(p.Pid, unix.SIGKILL) // not reaped yet, so it is still that process
-	select {
-	case werr := <-ended:
-		_, rerr := p.reap(werr)
-		return errors.Join(err, rerr)
-	case <-time.After(killTime):
-		go func() { p.reap(<-ended) }()
-		return errors.Join(err, fmt.Errorf("process %d was killed and has not ended after %s", p.Pid, killTime))
-	}
-}
-
-func (p *execProcess) reap(err error) (code int, _ error) {
-	if err != nil {
-		return -1, err
-	}
-	status, err := p.Wait()
-	if err != nil {
-		return -1, err
-	}
-	return conmon.DecodeWaitStatus(status).Code, nil
 }
 
 func closeFiles(files []*os.File) {

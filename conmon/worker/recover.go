@@ -150,6 +150,10 @@ func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
 	w.mu.Lock()
 	w.containers[c.id] = c
 	w.mu.Unlock()
+	// Execs end with their worker: their callers have been told so, and nobody else knows their time limits.
+	for _, leaf := range runtime.Leaves(r.Cgroups) {
+		go endLeaf(leaf)
+	}
 	exit, err := w.findExit(ctx, c, t)
 	if err != nil {
 		return err

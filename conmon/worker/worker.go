@@ -47,6 +47,22 @@ const idleTime = 10 * time.Second
 // processor, so more would only make each other slow.
 var spawns = make(chan struct{}, 16)
 
+// turnTime is how long a container or an exec is counted among those that are being started. Whoever takes longer waits
+// for something, and uses no processor: a container that is frozen must not keep others waiting.
+const turnTime = 2 * time.Second
+
+// turn waits until few enough are being started. done gives the turn back.
+func turn(ctx context.Context) (done func(), err error) {
+	select {
+	case spawns <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	giveBack := sync.OnceFunc(func() { <-spawns })
+	timer := time.AfterFunc(turnTime, giveBack)
+	return func() { timer.Stop(); giveBack() }, nil
+}
+
 // Run works until the keeper says that it is over. It expects the descriptors that the keeper passes.
 func Run(ctx context.Context, cfg keeper.Config, log *slog.Logger) error {
 	w := &Worker{

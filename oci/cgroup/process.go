@@ -105,6 +105,23 @@ func killEach(path string) error {
 	return fmt.Errorf("processes are started faster than they can be killed: %d so far", len(killed))
 }
 
+// Move moves the processes of one cgroup directory to another of the same hierarchy.
+func Move(from, to string) error {
+	for range maxPasses { // those that fork meanwhile leave a child behind
+		pids, err := processes(from)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		for _, pid := range pids {
+			err := os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+			if err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("move process %d: %w", pid, err)
+			}
+		}
+	}
+	return fmt.Errorf("cgroup %s: processes are started faster than they can be moved", from)
+}
+
 // freezers are the files that stop a cgroup, of v1's freezer and of v2, and what they are told.
 var freezers = []struct{ name, frozen, thawed string }{
 	{"freezer.state", "FROZEN", "THAWED"}, {"cgroup.freeze", "1", "0"},
