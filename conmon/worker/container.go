@@ -108,7 +108,7 @@ type container struct {
 	copying    sync.WaitGroup
 	tap        tap
 
-	mu    sync.Mutex // guards files
+	mu    sync.Mutex // guards files; who closes one takes it away before
 	files map[string]*os.File
 }
 
@@ -148,11 +148,11 @@ func (c *container) file(name string) *os.File {
 	return c.files[name]
 }
 
-// held is what a keeper must know: for the case that this process becomes it.
-func (c *container) held() keeper.Held {
+// handOver is what a keeper must know: this process becomes it. It leaves mu locked, so that nobody takes a file away
+// to close it, until the process has become the keeper.
+func (c *container) handOver() keeper.Held {
 	h := keeper.Held{Pid: int(c.pid.Load()), OOM: c.oom, Files: map[string]int{}}
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	for name, f := range c.files {
 		if n, err := fileNumber(f); err == nil {
 			h.Files[name] = n
@@ -252,8 +252,8 @@ func (c *container) release() {
 	}
 	c.copying.Wait()
 	if c.log != nil {
-		c.log.Close()
 		c.take(fileLog)
+		c.log.Close()
 	}
 	for _, name := range c.names() {
 		c.take(name).Close()

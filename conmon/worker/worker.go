@@ -178,7 +178,7 @@ func (w *Worker) become() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for id, c := range w.containers {
-		h.Held[id] = c.held()
+		h.Held[id] = c.handOver()
 	}
 	return keeper.Become(w.cfg, h)
 }
