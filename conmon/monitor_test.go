@@ -501,7 +501,15 @@ func TestExecFrozen(t *testing.T) {
 	if _, err := n.Exec(ctx, conmon.ExecRequest{ID: "other", Args: []string{"true"}}, conmon.Stdio{}); err != nil {
 		t.Errorf("another container's exec: %v", err)
 	}
+	waits := make(chan error, 1)
+	go func() {
+		_, err := n.Exec(context.Background(), conmon.ExecRequest{ID: "frozen", Args: []string{"true"}}, conmon.Stdio{})
+		waits <- err
+	}()
 	n.freeze("frozen", false)
+	if err := <-waits; err != nil {
+		t.Errorf("exec that waited: %v", err)
+	}
 	waitFor(t, "all of them to end", func() bool { return len(n.leaves("frozen")) == 0 })
 	waitFor(t, "nothing to be left", func() bool { return !strings.Contains(n.processes("frozen"), "sleep 45") })
 	if left := zombies(t, n.monitors()[1]); len(left) > 0 {

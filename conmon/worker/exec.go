@@ -142,6 +142,9 @@ func (x *execution) run(ctx context.Context) {
 }
 
 func (x *execution) spawn(ctx context.Context) (code int, err error) {
+	if err := awaitThaw(ctx, x.record.Cgroups); err != nil {
+		return -1, err
+	}
 	done, err := turn(ctx)
 	if err != nil {
 		return -1, err
@@ -153,6 +156,19 @@ func (x *execution) spawn(ctx context.Context) (code int, err error) {
 	}
 	closeFiles(x.given)
 	return wait(ctx, process)
+}
+
+// awaitThaw keeps execs out of a container that is frozen. On cgroup v2 a process begins in its cgroup, and would stop
+// before it lets the worker go on: vfork(2) stops the thread that calls it, and Go's runtime waits for that one.
+func awaitThaw(ctx context.Context, cgroups map[string]string) error {
+	for pause := 10 * time.Millisecond; runtime.Frozen(cgroups); pause = min(2*pause, time.Second) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // wait ends the process when ctx is done. It leaves those that it started to the leaf.

@@ -326,6 +326,34 @@ func TestKill(t *testing.T) {
 }
 
 // A process that forks as fast as it can is killed with its children, and one that is frozen, too.
+func TestMoveAndFreeze(t *testing.T) {
+	h, parent := live(t)
+	child := filepath.Join(parent, "orlop-c1")
+	if _, err := h.EnsurePod(child); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { wait(t, "the child to go", func() bool { return remove(t, h, child) }) })
+	cmd, hold := join(t, h, child, "sleep 100 & sleep 100 & wait")
+	hold.Close()
+	wait(t, "the shell's children", func() bool { return count(t, h, parent) == 3 })
+	from, to := killable(h, child), killable(h, parent)
+	if err := Move(from, to); err != nil {
+		t.Error(err)
+	}
+	if left, err := processes(from); err != nil || len(left) > 0 {
+		t.Errorf("not moved: %v, %v", left, err)
+	}
+	if moved, err := processes(to); err != nil || len(moved) != 3 {
+		t.Errorf("moved: %v, %v", moved, err)
+	}
+	for _, frozen := range []bool{true, false} {
+		freeze(to, frozen)
+		wait(t, fmt.Sprintf("frozen %v", frozen), func() bool { return Frozen(to) == frozen && Frozen(from) == frozen })
+	}
+	_ = Kill(to)
+	_ = cmd.Wait()
+}
+
 func TestKillForkers(t *testing.T) {
 	h, parent := live(t)
 	cmd, hold := join(t, h, parent, "while :; do (sleep 100 &) ; done")

@@ -127,6 +127,18 @@ var freezers = []struct{ name, frozen, thawed string }{
 	{"freezer.state", "FROZEN", "THAWED"}, {"cgroup.freeze", "1", "0"},
 }
 
+// Frozen tells whether what is started in the cgroup directory at path would stop at once. False if it can't be frozen.
+func Frozen(path string) bool {
+	for _, f := range freezers {
+		state, err := os.ReadFile(filepath.Join(path, f.name))
+		if err == nil && strings.TrimSpace(string(state)) != f.thawed {
+			return true
+		}
+	}
+	events, _ := os.ReadFile(filepath.Join(path, "cgroup.events")) // of v2, also when a cgroup above is frozen
+	return strings.Contains(string(events), "frozen 1\n")
+}
+
 // freeze stops or continues what is in the cgroup and below it, if its hierarchy can. It does not wait: who is about
 // to be frozen comes no further than the end of its system call.
 func freeze(root string, frozen bool) {

@@ -68,6 +68,15 @@ func Leaves(cgroups map[string]string) []Leaf {
 	return leaves
 }
 
+// Frozen tells whether a process that is started in a container of these cgroups would stop at once.
+func Frozen(cgroups map[string]string) bool {
+	dir := Unified(cgroups)
+	if dir == "" {
+		dir = cgroups["freezer"]
+	}
+	return dir != "" && cgroup.Frozen(dir)
+}
+
 // Unified is the one directory of a container on a machine with cgroup v2; "" on others, also on hybrid ones, where
 // the unified hierarchy has no controllers.
 func Unified(cgroups map[string]string) string {
