@@ -44,6 +44,29 @@ func UnknownExit() Exit {
 	return Exit{Code: unknownCode, Unknown: true, FinishedAt: time.Now()}
 }
 
+// reserveBytes is more than a record takes.
+const reserveBytes = 4 << 10
+
+// ReserveExit makes room for a container's record, so that its end can be written down, and it can be stopped and
+// removed, when it has filled the disk itself.
+func ReserveExit(dir, id string) error {
+	f, err := openNew(dir, id)
+	if err != nil {
+		return fmt.Errorf("exit record: %w", err)
+	}
+	defer f.Close()
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, reserveBytes); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("exit record: %w", os.NewSyscallError("fallocate", err))
+	}
+	return nil
+}
+
+func openNew(dir, id string) (*os.File, error) {
+	return os.OpenFile(newPath(dir, id), os.O_WRONLY|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+}
+
+func newPath(dir, id string) string { return filepath.Join(dir, id) + ".new" }
+
 // RecordExit writes down how a container ended, durably: it survives a power cut once this has returned. The first
 // record of a container counts, and is returned.
 func RecordExit(dir, id string, e Exit, oom OOM) (Exit, error) {
@@ -79,12 +102,12 @@ func writeExit(dir, id string, e Exit) error {
 	if err != nil {
 		return err
 	}
-	temp, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	temp, err := openNew(dir, id)
 	if err != nil {
 		return fmt.Errorf("exit record: %w", err)
 	}
-	_, err = temp.Write(data)
-	err = errors.Join(err, temp.Sync(), temp.Close())
+	_, err = temp.Write(data) // first: an empty file would lose what was reserved
+	err = errors.Join(err, temp.Truncate(int64(len(data))), temp.Sync(), temp.Close())
 	if err == nil {
 		err = os.Rename(temp.Name(), path)
 	}
@@ -128,10 +151,12 @@ func ListExits(dir string) ([]string, error) {
 	return ids, nil
 }
 
-// RemoveExit forgets a record. It succeeds if there is none.
+// RemoveExit forgets a record, or the room for it. It succeeds if there is none.
 func RemoveExit(dir, id string) error {
-	if err := os.Remove(filepath.Join(dir, id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("exit record: %w", err)
+	for _, path := range []string{newPath(dir, id), filepath.Join(dir, id)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("exit record: %w", err)
+		}
 	}
 	return nil
 }

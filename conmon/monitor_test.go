@@ -774,6 +774,44 @@ func TestExitIsRecordedLater(t *testing.T) {
 	}
 }
 
+// A container that has filled the disk can be stopped, and its exit is written: there is room for it from the beginning.
+func TestExitOnFullDisk(t *testing.T) {
+	for _, owner := range []string{"worker", "keeper"} {
+		t.Run(owner, func(t *testing.T) {
+			n := newNode(t)
+			if err := unix.Mount("none", n.cfg.ExitDir, "tmpfs", 0, "size=64k"); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if left, _ := os.ReadDir(n.cfg.ExitDir); len(left) > 1 {
+					t.Errorf("left behind: %v", left)
+				}
+				if err := unix.Unmount(n.cfg.ExitDir, unix.MNT_DETACH); err != nil {
+					t.Error(err)
+				}
+			})
+			n.run(n.request("one", "mkfifo /tmp/end; read x </tmp/end; exit 7"))
+			if owner == "keeper" {
+				n.kill(1)
+			}
+			if err := os.WriteFile(filepath.Join(n.cfg.ExitDir, "junk.new"), make([]byte, 64<<10), 0o600); !errors.Is(err, unix.ENOSPC) {
+				t.Fatalf("the disk is not full: %v", err)
+			}
+			n.endsWith("one")
+			if exit := n.exited("one"); exit.Code != 7 || exit.Unknown {
+				t.Errorf("exit %+v", exit)
+			}
+			if _, err := n.Create(t.Context(), n.request("two", "true")); err == nil {
+				t.Error("a container was made whose exit there is no room for")
+				_ = n.Delete(t.Context(), "two")
+			}
+			if err := n.Delete(t.Context(), "one"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // endsWith lets a container go on that reads from /tmp/end.
 func (n *node) endsWith(id string) {
 	n.t.Helper()

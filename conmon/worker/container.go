@@ -49,9 +49,13 @@ func watchOOM(cgroups map[string]string) conmon.OOM {
 	return conmon.OOM{}
 }
 
-func (w *Worker) recordDir() string            { return filepath.Join(w.cfg.RunDir, "records") }
-func (w *Worker) recordPath(id string) string  { return filepath.Join(w.recordDir(), id) }
-func (w *Worker) removeRecord(id string) error { return removeFile(w.recordPath(id)) }
+func (w *Worker) recordDir() string           { return filepath.Join(w.cfg.RunDir, "records") }
+func (w *Worker) recordPath(id string) string { return filepath.Join(w.recordDir(), id) }
+
+// unrecord removes what was written down of a container, its exit last: that says that there was one.
+func (w *Worker) unrecord(id string) error {
+	return errors.Join(removeFile(w.recordPath(id)), conmon.RemoveExit(w.cfg.ExitDir, id))
+}
 
 func (w *Worker) saveRecord(r *record) error {
 	data, err := json.Marshal(r)

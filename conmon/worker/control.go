@@ -195,7 +195,7 @@ func (w *Worker) kill(ctx context.Context, c *container) error {
 	}
 }
 
-// forget removes what is on disk, the exit record last: it says that there was a container.
+// forget removes what is on disk.
 func (w *Worker) forget(id string) error {
 	// A create that was cut short, and whose cgroup could not be purged then, has a record that says where to look.
 	if r, err := w.loadRecord(id); err == nil && r.Pid == 0 {
@@ -206,5 +206,5 @@ func (w *Worker) forget(id string) error {
 	if err := w.runtime.Delete(id); err != nil {
 		return fmt.Errorf("container %s: %w", id, err)
 	}
-	return errors.Join(w.removeRecord(id), conmon.RemoveExit(w.cfg.ExitDir, id))
+	return w.unrecord(id)
 }

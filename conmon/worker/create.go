@@ -186,7 +186,10 @@ func (m *making) note() error {
 		ID: r.ID, LogPath: r.LogPath, LogSlot: m.slot, StdinOnce: r.StdinOnce, Systemd: r.SystemdCgroup,
 		CgroupsPath: r.Spec.Linux.CgroupsPath, SharesPIDs: m.sharesPIDs, Process: r.Spec.Process,
 	}
-	return m.saveRecord(m.record)
+	if err := m.saveRecord(m.record); err != nil {
+		return err
+	}
+	return conmon.ReserveExit(m.cfg.ExitDir, m.id)
 }
 
 // hasOwnPIDs tells whether all processes of the container end with its first one.
@@ -242,7 +245,7 @@ func (m *making) undo() error {
 	m.journal.Free(m.slot)
 	err := m.purge(m.id, m.request.Spec.Linux.CgroupsPath, m.request.SystemdCgroup)
 	if err == nil {
-		err = m.removeRecord(m.id)
+		err = m.unrecord(m.id)
 	}
 	if pid := int(m.pid.Load()); pid != 0 {
 		child.Reap(pid)

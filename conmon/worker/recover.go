@@ -132,7 +132,7 @@ func (w *Worker) adopt(ctx context.Context, r *record, t taken) error {
 		if err := w.purge(r.ID, r.CgroupsPath, r.Systemd); err != nil {
 			return err
 		}
-		return w.removeRecord(r.ID)
+		return w.unrecord(r.ID)
 	}
 	c := newContainer(r.ID)
 	c.slot, c.stdinOnce, c.sharesPIDs, c.oom = r.LogSlot, r.StdinOnce, r.SharesPIDs, r.OOM
