@@ -45,7 +45,7 @@ func run(args []string) error {
 	if cfg.RunDir == "" || cfg.ExitDir == "" {
 		return errors.New("--run-dir and --exit-dir must be given")
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", args[0], "pid", os.Getpid())
+	log := slog.New(slog.NewTextHandler(logFile{os.Stderr}, nil)).With("process", args[0], "pid", os.Getpid())
 	settle(log)
 	if args[0] == "worker" {
 		return worker.Run(context.Background(), cfg, log)
