@@ -28,6 +28,9 @@ type CreateRequest struct {
 	Spec *rspec.Spec `json:"spec"` // Root.Path is mounted; Process.Terminal decides about a terminal
 	// SystemdCgroup: Spec.Linux.CgroupsPath is "slice:prefix:name".
 	SystemdCgroup bool `json:"systemdCgroup,omitempty"`
+	// JoinPIDs is the container whose PID namespace this one joins, if any. What the spec says of it goes by a pid, which
+	// may be another process's by then.
+	JoinPIDs string `json:"joinPids,omitempty"`
 	// LogPath is the CRI log file; "" for no log.
 	LogPath string `json:"logPath,omitempty"`
 	// Stdin keeps the container's standard input open for Attach; StdinOnce closes it after the first.

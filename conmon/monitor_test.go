@@ -343,6 +343,32 @@ func TestOutOfMemory(t *testing.T) {
 	}
 }
 
+// A PID namespace is that of a container, whatever the pid in the spec is by now.
+func TestJoinPIDs(t *testing.T) {
+	n := newNode(t)
+	n.run(n.request("one", "sleep 50"))
+	join := func(id, whose string) conmon.CreateRequest {
+		r := n.request(id, "sleep 51")
+		r.JoinPIDs = whose
+		r.Spec.Linux.Namespaces[0].Path = "/proc/self/ns/pid"
+		return r
+	}
+	n.run(join("two", "one"))
+	if now := n.processes("two"); !strings.Contains(now, "sleep 50") || !strings.Contains(now, "sleep 51") {
+		t.Errorf("processes %q", now)
+	}
+	if err := n.Signal(t.Context(), "one", int(unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	n.exited("one")
+	if _, err := n.Create(t.Context(), join("three", "one")); !errors.Is(err, conmon.ErrNotRunning) {
+		t.Errorf("a namespace whose container has ended: %v", err)
+	}
+	if _, err := n.Create(t.Context(), join("four", "none")); !errors.Is(err, conmon.ErrNotFound) {
+		t.Errorf("a namespace of no container: %v", err)
+	}
+}
+
 // execOut runs a command and returns its standard output.
 func (n *node) execOut(r conmon.ExecRequest) (string, conmon.ExecResult, error) {
 	n.t.Helper()

@@ -73,10 +73,10 @@ func TestATargetContainersNamespaceIsJoined(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, _ := s.containers.get(store.ContainerID(resp.ContainerId))
-	paths, err := s.namespacesFor(c)
+	paths, joins, err := s.namespacesFor(c)
 	tc, _ := s.containers.get(store.ContainerID(target))
-	if want := "/proc/" + strconv.Itoa(tc.rec.Load().Pid) + "/ns/pid"; err != nil || paths["pid"] != want {
-		t.Errorf("joins %v, %v; want %s", paths, err, want)
+	if want := "/proc/" + strconv.Itoa(tc.rec.Load().Pid) + "/ns/pid"; err != nil || paths["pid"] != want || joins != target {
+		t.Errorf("joins %v of %s, %v; want %s of %s", paths, joins, err, want, target)
 	}
 }
 

@@ -23,6 +23,7 @@ type build struct {
 	containerPlan
 	rootfs string
 	spec   *spec.Output
+	joins  string // whose PID namespace, see namespacesFor
 }
 
 // containerSteps is the main path of a container. Forwards it makes one; backwards it serves failure, Remove and
@@ -135,43 +136,45 @@ func (s *Server) specInput(c *container, b *build) (*spec.Input, error) {
 		return nil, err
 	}
 	in.ProcessLabel, in.MountLabel = labels.Process, labels.Mount
-	in.Namespaces, err = s.namespacesFor(c)
+	in.Namespaces, b.joins, err = s.namespacesFor(c)
 	return in, err
 }
 
-// namespacesFor are the namespaces that a container joins.
-func (s *Server) namespacesFor(c *container) (map[rspec.LinuxNamespaceType]string, error) {
-	paths := c.pod.namespacePaths()
+// namespacesFor are the namespaces that a container joins, and the one whose PID namespace it is, as the monitor knows it.
+func (s *Server) namespacesFor(c *container) (paths map[rspec.LinuxNamespaceType]string, joins string, err error) {
+	paths = c.pod.namespacePaths()
 	options := c.rec.Load().Config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	pid := 0
 	switch options.GetPid() {
 	case cri.NamespaceMode_POD:
-		// A pod without a shared namespace has nothing to join: the container then gets its own, which shows it less.
-		if pid := c.pod.initPid.Load(); pid != 0 {
-			paths[rspec.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", pid)
-		}
+		pid, joins = int(c.pod.initPid.Load()), string(c.pod.id)
 	case cri.NamespaceMode_TARGET:
-		pid, err := s.targetPid(c.pod, options.GetTargetId())
+		target, err := s.findTarget(c.pod, options.GetTargetId())
 		if err != nil {
-			return nil, err
+			return nil, "", err
 		}
-		paths[rspec.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", pid)
+		pid, joins = target.rec.Load().Pid, string(target.id)
 	}
-	return paths, nil
+	if pid == 0 { // a pod without a shared namespace has nothing to join: the container then gets its own, which shows it less
+		return paths, "", nil
+	}
+	paths[rspec.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	return paths, joins, nil
 }
 
-// targetPid finds the process whose PID namespace an ephemeral container joins.
-func (s *Server) targetPid(p *pod, id string) (int, error) {
+// findTarget finds the container whose PID namespace an ephemeral one joins.
+func (s *Server) findTarget(p *pod, id string) (*container, error) {
 	const field = optionsField + ".target_id"
 	target, err := s.containers.find(id)
 	switch {
 	case err != nil:
-		return 0, fmt.Errorf("%w: %s: container %w", store.ErrInvalid, field, err)
+		return nil, fmt.Errorf("%w: %s: container %w", store.ErrInvalid, field, err)
 	case target.pod != p:
-		return 0, invalid(field, id, "use a container of the same pod")
+		return nil, invalid(field, id, "use a container of the same pod")
 	case target.state() != store.ContainerRunning:
-		return 0, fmt.Errorf("%w: %s: container %s is %s and not running", store.ErrState, field, target.id, target.state())
+		return nil, fmt.Errorf("%w: %s: container %s is %s and not running", store.ErrState, field, target.id, target.state())
 	}
-	return target.rec.Load().Pid, nil
+	return target, nil
 }
 
 // volumeHolder names the mount of an image for one mount of a container.
@@ -200,7 +203,7 @@ func (s *Server) createInMonitor(b *build) func(context.Context, *container) err
 		}
 		created, err := retry(ctx, func() (conmon.Created, error) {
 			return s.monitor.Create(ctx, conmon.CreateRequest{
-				ID: string(c.id), Spec: b.spec.Spec, SystemdCgroup: s.cfg.SystemdCgroup, LogPath: rec.LogPath,
+				ID: string(c.id), Spec: b.spec.Spec, SystemdCgroup: s.cfg.SystemdCgroup, LogPath: rec.LogPath, JoinPIDs: b.joins,
 				Stdin: rec.Config.GetStdin(), StdinOnce: rec.Config.GetStdinOnce(),
 			})
 		})

@@ -99,7 +99,7 @@ type making struct {
 // make takes its steps in an order that lets a new worker clean up after each: the record first, then what the keeper
 // holds, then the container, then its pid.
 func (m *making) make() (pid int, err error) {
-	for _, step := range []func() error{m.openStdio, m.openLog, m.note, m.holdFiles, m.run} {
+	for _, step := range []func() error{m.openStdio, m.openLog, m.note, m.holdFiles, m.joinPIDs, m.run} {
 		if err := step(); err != nil {
 			return 0, err
 		}
@@ -203,6 +203,31 @@ func hasOwnPIDs(spec *rspec.Spec) bool {
 }
 
 func (m *making) holdFiles() error { return m.hold(m.container, m.names()...) }
+
+// joinPIDs opens the namespace and only then asks whether the process is still the other container's.
+func (m *making) joinPIDs() error {
+	if m.request.JoinPIDs == "" {
+		return nil
+	}
+	other, err := m.running(m.request.JoinPIDs)
+	if err != nil {
+		return err
+	}
+	pids, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", other.pid.Load()))
+	if err != nil {
+		return fmt.Errorf("container %s: %w", other.id, err)
+	}
+	m.give(pids)
+	if err := m.send(other, 0); err != nil {
+		return err
+	}
+	for i, n := range m.request.Spec.Linux.Namespaces {
+		if n.Type == rspec.PIDNamespace {
+			m.request.Spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), pids.Fd())
+		}
+	}
+	return nil
+}
 
 // run has libcontainer make the container, and tells the record and the keeper of its process.
 func (m *making) run() error {
