@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -68,10 +69,11 @@ type execution struct {
 	given  []*os.File // stdio, closed once the process has it
 	leaf   runtime.Leaf
 
-	killed chan struct{} // closed when the leaf is gone, if the time is over or the caller has gone
-	done   chan struct{} // closed when code and err are set
-	code   int
-	err    error
+	started chan struct{} // closed when libcontainer has started the process, or has failed
+	killed  chan struct{} // closed when the leaf is gone, if the time is over or the caller has gone
+	done    chan struct{} // closed when code and err are set
+	code    int
+	err     error
 }
 
 func (w *Worker) newExecution(m *wire.Message) (*execution, error) {
@@ -93,7 +95,7 @@ func (w *Worker) newExecution(m *wire.Message) (*execution, error) {
 	}
 	return &execution{
 		Worker: w, record: r, args: args, stdio: stdio, given: m.Files, leaf: leaf,
-		killed: make(chan struct{}), done: make(chan struct{}),
+		started: make(chan struct{}), killed: make(chan struct{}), done: make(chan struct{}),
 	}, nil
 }
 
@@ -127,7 +129,7 @@ func execArgs(m *wire.Message) (runtime.Stdio, conmon.ExecArgs, error) {
 func (x *execution) run(ctx context.Context) {
 	defer close(x.done)
 	stop := context.AfterFunc(ctx, func() {
-		endLeaf(x.leaf)
+		x.endLeaf()
 		close(x.killed)
 	})
 	x.code, x.err = x.spawn(ctx)
@@ -142,20 +144,30 @@ func (x *execution) run(ctx context.Context) {
 }
 
 func (x *execution) spawn(ctx context.Context) (code int, err error) {
-	if err := awaitThaw(ctx, x.record.Cgroups); err != nil {
-		return -1, err
-	}
-	done, err := turn(ctx)
-	if err != nil {
-		return -1, err
-	}
-	process, err := x.runtime.Exec(x.args.ID, execSpec(x.record.Process, x.args.ExecRequest), x.leaf, x.stdio)
-	done()
+	defer func() { // which ends this exec alone, as in wire.Peer, whose goroutine is another
+		if r := recover(); r != nil {
+			err = fmt.Errorf("container %s: exec: panic: %v\n%s", x.args.ID, r, debug.Stack())
+		}
+	}()
+	process, err := x.start(ctx)
 	if err != nil {
 		return -1, fmt.Errorf("container %s: exec %q: %w", x.args.ID, x.args.Args[0], err)
 	}
 	closeFiles(x.given)
 	return wait(ctx, process)
+}
+
+func (x *execution) start(ctx context.Context) (runtime.Process, error) {
+	defer close(x.started)
+	if err := awaitThaw(ctx, x.record.Cgroups); err != nil {
+		return runtime.Process{}, err
+	}
+	done, err := turn(ctx)
+	if err != nil {
+		return runtime.Process{}, err
+	}
+	defer done()
+	return x.runtime.Exec(x.args.ID, execSpec(x.record.Process, x.args.ExecRequest), x.leaf, x.stdio)
 }
 
 // awaitThaw keeps execs out of a container that is frozen. On cgroup v2 a process begins in its cgroup, and would stop
@@ -202,6 +214,18 @@ func (x *execution) awaitKill() {
 			return
 		}
 	}
+}
+
+// startTime is how long a start goes on when it is not wanted any more: it takes a few milliseconds, and of one that is
+// killed amid them libcontainer does not reap all processes.
+const startTime = 100 * time.Millisecond
+
+func (x *execution) endLeaf() {
+	select {
+	case <-x.started:
+	case <-time.After(startTime):
+	}
+	endLeaf(x.leaf)
 }
 
 // endLeaf kills what is in a leaf until it is gone: a process that is being started may get into it late (one that comes

@@ -35,7 +35,10 @@ func MakeLeaf(cgroups map[string]string, name string) (Leaf, error) {
 	}
 	name = leafPrefix + name
 	l := Leaf{filepath.Join(base, name), map[string]string{controller: name}}
-	return l, os.Mkdir(l.dir, 0o755)
+	if err := os.Mkdir(l.dir, 0o755); err != nil {
+		return Leaf{}, err
+	}
+	return l, nil
 }
 
 // leafBase is the directory below which a container's leaves are, and its hierarchy.

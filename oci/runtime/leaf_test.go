@@ -61,6 +61,9 @@ func TestRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	pid := sleeper(t, l.dir)
+	if second, err := MakeLeaf(cgroups, "1-1"); err == nil || second.dir != "" {
+		t.Errorf("another leaf of that name: %v, %v", second, err)
+	}
 	if found := Leaves(cgroups); len(found) != 1 || found[0].dir != l.dir {
 		t.Errorf("leaves %v", found)
 	}
