@@ -38,7 +38,8 @@ type Request struct {
 // maxFile bounds a passwd or group file. The largest in use have some ten thousand entries.
 const maxFile = 4 << 20
 
-// Resolve reads the files below rootfs. A name that is not in them is an error; a number needs no entry.
+// Resolve reads the files below rootfs. A name that is not in them is an error; a number needs no entry. A number is
+// an ID and never a name: an entry that is called "1000" and has ID 0 would make root of a pod that must not be.
 func Resolve(rootfs string, r Request) (spec.User, error) {
 	var name, group string
 	switch {
@@ -91,14 +92,13 @@ func primary(root *os.File, name string) (spec.User, error) {
 		return spec.User{}, err
 	}
 	entries, err := user.ParsePasswdFilter(strings.NewReader(data), func(u user.User) bool {
-		return u.Name == name || numeric && u.Uid == int(uid)
+		if numeric {
+			return u.Uid == int(uid)
+		}
+		return u.Name == name
 	})
 	if err != nil {
 		return spec.User{}, fmt.Errorf("%w: /etc/passwd: %w", ErrInvalid, err)
-	}
-	// A name that looks like a number is a name first, as in useradd's world.
-	if i := slices.IndexFunc(entries, func(u user.User) bool { return u.Name == name }); i > 0 {
-		entries = entries[i:]
 	}
 	if len(entries) == 0 {
 		if !numeric {
@@ -118,14 +118,14 @@ func primary(root *os.File, name string) (spec.User, error) {
 }
 
 func groupID(groups []user.Group, name string) (uint32, error) {
+	gid, numeric, err := number("group", name)
+	if err != nil || numeric {
+		return gid, err
+	}
 	for _, g := range groups {
 		if g.Name == name && g.Gid >= 0 && g.Gid <= math.MaxInt32 {
 			return uint32(g.Gid), nil
 		}
-	}
-	gid, numeric, err := number("group", name)
-	if err != nil || numeric {
-		return gid, err
 	}
 	return 0, fmt.Errorf("%w: group %q is not in the image's /etc/group; name one that is, or a number", ErrInvalid, name)
 }

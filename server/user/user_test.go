@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv/web:/bin/false\n1234:x:55:56::/home/n:/bin/sh\nodd:x:77:78::relative:/bin/sh\n"
-	group  = "root:x:0:\nweb:x:34:\nextra:x:1000:web,odd\nmore:x:1001:web\n"
+	passwd = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34::/srv/web:/bin/false\n1234:x:0:0::/root:/bin/sh\nodd:x:77:78::relative:/bin/sh\n"
+	group  = "root:x:0:\nweb:x:34:\nextra:x:1000:web,odd\nmore:x:1001:web\n1234:x:0:\n"
 )
 
 func rootfs(t testing.TB) string {
@@ -48,7 +48,8 @@ func TestResolve(t *testing.T) {
 		{name: "group of request", in: Request{Name: "web", GID: id(7)}, want: spec.User{UID: 33, GID: 7, Name: "web", Home: "/srv/web", AdditionalGIDs: []uint32{7, 1000, 1001}}},
 		{name: "strict", in: Request{Name: "web", Strict: true, Groups: []int64{2000, 34}}, want: spec.User{UID: 33, GID: 34, Name: "web", Home: "/srv/web", AdditionalGIDs: []uint32{34, 2000}}},
 		{name: "merge", in: Request{Name: "web", Groups: []int64{2000, 1000}}, want: spec.User{UID: 33, GID: 34, Name: "web", Home: "/srv/web", AdditionalGIDs: []uint32{34, 1000, 1001, 2000}}},
-		{name: "a name that is a number", in: Request{Image: "1234"}, want: spec.User{UID: 55, GID: 56, Name: "1234", Home: "/home/n", AdditionalGIDs: []uint32{56}}},
+		{name: "a number is no name", in: Request{Image: "1234:1234"}, want: spec.User{UID: 1234, GID: 1234, Home: "/", AdditionalGIDs: []uint32{1234}}},
+		{name: "a number of the request is no name", in: Request{UID: id(1234), GID: id(1234)}, want: spec.User{UID: 1234, GID: 1234, Home: "/", AdditionalGIDs: []uint32{1234}}},
 		{name: "relative home", in: Request{Image: "odd"}, want: spec.User{UID: 77, GID: 78, Name: "odd", Home: "/", AdditionalGIDs: []uint32{78, 1000}}},
 		{name: "unknown name", in: Request{Image: "nobody"}, bad: true},
 		{name: "unknown group", in: Request{Image: "web:nogroup"}, bad: true},
