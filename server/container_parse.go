@@ -37,9 +37,6 @@ func (s *Server) parseContainer(req *cri.CreateContainerRequest) (*store.Contain
 		return nil, plan, fmt.Errorf("pod %q: %w", req.GetPodSandboxId(), store.ErrNotFound)
 	}
 	plan.pod = p
-	if err := checkStdin(config); err != nil {
-		return nil, plan, err
-	}
 	if len(config.GetCDIDevices()) > 0 {
 		return nil, plan, invalid("config.CDI_devices", config.GetCDIDevices()[0].GetName(), "leave it out: this runtime has no CDI devices yet")
 	}
@@ -59,13 +56,6 @@ func (s *Server) parseContainer(req *cri.CreateContainerRequest) (*store.Contain
 	}
 	rec.StopSignal, err = stopSignal(config.GetStopSignal(), plan.image.Config.StopSignal)
 	return rec, plan, err
-}
-
-func checkStdin(config *cri.ContainerConfig) error {
-	if config.GetStdinOnce() && !config.GetStdin() {
-		return invalid("config.stdin_once", "true", "set stdin, too")
-	}
-	return nil
 }
 
 // logPath joins what the pod and the container say. "" means that there is no log.

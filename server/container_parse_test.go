@@ -32,7 +32,6 @@ func TestCreateContainerRefusesWhatCanNotWork(t *testing.T) {
 		{"config.log_path", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.LogPath = "/etc/passwd" }},
 		{"config.image.image", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.Image = nil }},
 		{`image "missing"`, image.ErrNotFound, func(r *cri.CreateContainerRequest) { r.Config.Image.Image = "missing" }},
-		{"config.stdin_once", store.ErrInvalid, func(r *cri.CreateContainerRequest) { r.Config.StdinOnce = true }},
 		{"config.CDI_devices", store.ErrInvalid, func(r *cri.CreateContainerRequest) {
 			r.Config.CDIDevices = []*cri.CDIDevice{{Name: "vendor.test/gpu=0"}}
 		}},
@@ -97,5 +96,19 @@ func TestImageName(t *testing.T) {
 		if got := imageName(tt.asked, tt.image); got != tt.want {
 			t.Errorf("%v: %q, want %q", tt.asked, got, tt.want)
 		}
+	}
+}
+
+func TestStdinOnceWithoutStdinMeansNothing(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	req := createRequest(w.runPod(s, "web"), "c")
+	req.Config.StdinOnce = true
+	resp, err := s.CreateContainer(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := w.created[resp.ContainerId]; r.Stdin || r.StdinOnce {
+		t.Errorf("the monitor is asked for stdin: %+v", r)
 	}
 }

@@ -204,7 +204,9 @@ func (s *Server) createInMonitor(b *build) func(context.Context, *container) err
 		created, err := retry(ctx, func() (conmon.Created, error) {
 			return s.monitor.Create(ctx, conmon.CreateRequest{
 				ID: string(c.id), Spec: b.spec.Spec, SystemdCgroup: s.cfg.SystemdCgroup, LogPath: rec.LogPath, JoinPIDs: b.joins,
-				Stdin: rec.Config.GetStdin(), StdinOnce: rec.Config.GetStdinOnce(),
+				Stdin: rec.Config.GetStdin(),
+				// Without stdin it means nothing. Kubernetes' validation lets such pods through.
+				StdinOnce: rec.Config.GetStdin() && rec.Config.GetStdinOnce(),
 			})
 		})
 		if err != nil {

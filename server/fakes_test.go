@@ -45,10 +45,12 @@ type world struct {
 	ctrs   map[string]*conmon.Container
 	deaf   map[string]bool // containers that do not listen to SIGTERM
 	stuck  map[string]bool // containers that SIGKILL does not end
-	sent   []int           // signals
-	events func(conmon.Event)
-	resync func()
-	nextID int
+
+	created map[string]conmon.CreateRequest // the last of each container and init
+	sent    []int                           // signals
+	events  func(conmon.Event)
+	resync  func()
+	nextID  int
 }
 
 var errFault = errors.New("injected fault")
@@ -59,6 +61,7 @@ func newWorld(t testing.TB) *world {
 		t: t, root: filepath.Join(dir, "root"), run: filepath.Join(dir, "run"),
 		things: map[string]bool{}, calls: map[string]int{}, faults: map[string]error{}, gates: map[string]chan struct{}{},
 		ctrs: map[string]*conmon.Container{}, deaf: map[string]bool{}, stuck: map[string]bool{}, nextID: 1000,
+		created: map[string]conmon.CreateRequest{},
 	}
 }
 
@@ -320,6 +323,7 @@ func (f fakeMonitor) Create(ctx context.Context, r conmon.CreateRequest) (conmon
 		f.nextID++
 		pid = f.nextID
 		f.ctrs[r.ID] = &conmon.Container{ID: r.ID, Pid: pid}
+		f.created[r.ID] = r
 	})
 	return conmon.Created{Pid: pid, Steps: map[string]time.Duration{"libcontainer": time.Millisecond}}, err
 }
