@@ -26,10 +26,12 @@ type ImageMounter func(ctx context.Context, index int, m *cri.Mount) (path strin
 
 // PodFiles are the files that the containers of a pod share.
 type PodFiles struct {
-	Dir        string // where they are made
-	Config     *cri.PodSandboxConfig
-	Hostname   string
-	HostIPC    bool // /dev/shm is the host's
+	Dir      string // where they are made
+	Config   *cri.PodSandboxConfig
+	Hostname string
+	// HostNetwork: names are the node's to resolve. HostIPC: /dev/shm is the host's.
+	HostNetwork, HostIPC bool
+
 	MountLabel string
 	UIDs, GIDs []ns.IDMap // of the pod's user namespace, whose root owns the files
 }
@@ -37,7 +39,8 @@ type PodFiles struct {
 func (p *pod) files() PodFiles {
 	rec := p.rec.Load()
 	return PodFiles{
-		Dir: p.dir, Config: rec.Config, Hostname: p.hostname(), HostIPC: p.want.hostIPC,
+		Dir: p.dir, Config: rec.Config, Hostname: p.hostname(),
+		HostNetwork: p.want.hostNetwork, HostIPC: p.want.hostIPC,
 		MountLabel: rec.MountLabel, UIDs: p.want.uids, GIDs: p.want.gids,
 	}
 }
@@ -54,10 +57,10 @@ func (p *pod) hostname() string {
 	return name
 }
 
-// fill tells a container's spec where the files are.
+// fill tells a container's spec where the files are. A mount of the request covers the one at its place.
 func (f PodFiles) fill(in *spec.Input) {
 	in.HostnamePath, in.ResolvConfPath = podfiles.Hostname(f.Dir), podfiles.Resolv(f.Dir)
-	in.ShmPath = podfiles.Shm(f.Dir)
+	in.HostsPath, in.ShmPath = podfiles.Hosts(f.Dir), podfiles.Shm(f.Dir)
 	if f.HostIPC {
 		in.ShmPath = "/dev/shm"
 	}

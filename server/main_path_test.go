@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/server/cni"
+	"github.com/orlop/orlop/server/podfiles"
 	"github.com/orlop/orlop/server/store"
 )
 
@@ -266,8 +269,8 @@ func TestAPodOnTheHostsNetworkHasNone(t *testing.T) {
 		t.Error("it was connected, or has an init")
 	}
 	p, _ := s.pods.get(store.PodID(resp.PodSandboxId))
-	if host, _ := os.Hostname(); p.files().Hostname != host {
-		t.Errorf("its host name is %q, want the node's", p.files().Hostname)
+	if host, _ := os.Hostname(); p.files().Hostname != host || !p.files().HostNetwork {
+		t.Errorf("its files are %+v, want the node's name and hosts", p.files())
 	}
 	st, err := s.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: resp.PodSandboxId})
 	if err != nil || st.Status.Network.Ip != "" || st.Status.Linux.Namespaces.Options.Network != cri.NamespaceMode_NODE {
@@ -275,6 +278,34 @@ func TestAPodOnTheHostsNetworkHasNone(t *testing.T) {
 	}
 	w.removePod(s, resp.PodSandboxId)
 	w.wantNothingLeft()
+}
+
+// The kubelet mounts a hosts file of its own; other clients count on the runtime's.
+func TestAHostsFileIsMountedUnlessTheRequestDoes(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	pod := w.runPod(s, "web")
+	p, _ := s.pods.get(store.PodID(pod))
+	for name, mounts := range map[string][]*cri.Mount{
+		podfiles.Hosts(p.dir): nil,
+		"/kubelet/etc-hosts":  {{ContainerPath: "/etc/hosts", HostPath: "/kubelet/etc-hosts"}},
+	} {
+		req := createRequest(pod, filepath.Base(name))
+		req.Config.Mounts = mounts
+		resp, err := s.CreateContainer(t.Context(), req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sources []string
+		for _, m := range w.created[resp.ContainerId].Spec.Mounts {
+			if m.Destination == "/etc/hosts" {
+				sources = append(sources, m.Source)
+			}
+		}
+		if !slices.Equal(sources, []string{name}) {
+			t.Errorf("/etc/hosts is mounted from %q, want %s", sources, name)
+		}
+	}
 }
 
 func TestASharedCgroupGoesWithTheLastPodInIt(t *testing.T) {

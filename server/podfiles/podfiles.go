@@ -24,9 +24,10 @@ const DefaultShmBytes = 64 << 20
 type Files struct {
 	Dir      string
 	DNS      *cri.DNSConfig // one that says nothing copies the node's resolv.conf, as CRI-O and containerd do
-	Hostname string         // "" on the host's network: the node's name, and its hosts file
-	// HostIPC: the pod uses the node's /dev/shm, so none is made.
-	HostIPC    bool
+	Hostname string
+	// HostNetwork: the pod gets a copy of the node's hosts file. HostIPC: it uses the node's /dev/shm, so none is made.
+	HostNetwork, HostIPC bool
+
 	ShmBytes   int64  // 0 for DefaultShmBytes
 	MountLabel string // SELinux label, "" for none
 	UID, GID   uint32 // the owner of the files: root of the pod's user namespace
@@ -54,11 +55,11 @@ func Make(_ context.Context, f Files) error {
 	if err != nil {
 		return err
 	}
-	name, hosts, err := f.names()
+	hosts, err := f.hosts()
 	if err != nil {
 		return err
 	}
-	err = errors.Join(f.write(Resolv(f.Dir), resolv), f.write(Hosts(f.Dir), hosts), f.write(Hostname(f.Dir), name+"\n"))
+	err = errors.Join(f.write(Resolv(f.Dir), resolv), f.write(Hosts(f.Dir), hosts), f.write(Hostname(f.Dir), f.Hostname+"\n"))
 	if err != nil {
 		return err
 	}
@@ -68,15 +69,11 @@ func Make(_ context.Context, f Files) error {
 	return f.makeShm()
 }
 
-func (f Files) names() (hostname, hosts string, err error) {
-	if f.Hostname != "" {
-		return f.Hostname, podHosts, nil
+func (f Files) hosts() (string, error) {
+	if !f.HostNetwork {
+		return podHosts, nil
 	}
-	if hostname, err = os.Hostname(); err != nil {
-		return "", "", err
-	}
-	hosts, err = readIfThere(hostHosts)
-	return hostname, hosts, err
+	return readIfThere(hostHosts)
 }
 
 func readIfThere(path string) (string, error) {

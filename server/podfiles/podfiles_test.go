@@ -49,6 +49,19 @@ func TestResolvConfOfTheNode(t *testing.T) {
 	}
 }
 
+func TestHosts(t *testing.T) {
+	hostHosts = t.TempDir() + "/hosts"
+	defer func() { hostHosts = "/etc/hosts" }()
+	if err := os.WriteFile(hostHosts, []byte("10.1.2.3 node\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for onHost, want := range map[bool]string{false: podHosts, true: "10.1.2.3 node\n"} {
+		if got, err := (Files{Hostname: "node", HostNetwork: onHost}).hosts(); got != want || err != nil {
+			t.Errorf("host network %v: %q, %v", onHost, got, err)
+		}
+	}
+}
+
 // FuzzResolvConf finds no value that adds a line, or a word to its line.
 func FuzzResolvConf(f *testing.F) {
 	f.Add("10.0.0.10", "svc.cluster.local", "ndots:5")

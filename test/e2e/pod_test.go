@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -160,6 +161,22 @@ func TestHostnameAndDNS(t *testing.T) {
 		if !strings.Contains(resolv, want) {
 			t.Errorf("/etc/resolv.conf lacks %q:\n%s", want, resolv)
 		}
+	}
+}
+
+// The probe image has no hosts file.
+func TestHostsFile(t *testing.T) {
+	t.Parallel()
+	ours(t)
+	if got := node.Pod(t).Output(t, probe, criclient.Run("cat", "/etc/hosts")); !strings.Contains(got, "127.0.0.1\tlocalhost\n") {
+		t.Errorf("/etc/hosts has %q; want localhost", got)
+	}
+	nodes, err := os.ReadFile("/etc/hosts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := node.Pod(t, criclient.HostNetwork).Output(t, probe, criclient.Run("cat", "/etc/hosts")); got != string(nodes) {
+		t.Errorf("on the host's network: /etc/hosts has %q; want the node's %q", got, nodes)
 	}
 }
 
