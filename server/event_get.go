@@ -120,13 +120,24 @@ func (es *events) close() {
 	}
 }
 
-// tell reports what happened to a container, if anybody listens.
+// tell reports what happened to a container.
 func (s *Server) tell(kind cri.ContainerEventType, c *container) {
-	if c.pod == nil || !s.events.heard() {
+	if c.pod != nil {
+		s.tellOf(kind, string(c.id), c.pod)
+	}
+}
+
+// tellPod reports what happened to a pod in the words of containers, whose ID is then the pod's: the API has no other,
+// and containerd and CRI-O do so for the pause containers that they have.
+func (s *Server) tellPod(kind cri.ContainerEventType, p *pod) { s.tellOf(kind, string(p.id), p) }
+
+// tellOf reports an event of a pod or of one of its containers, if anybody listens.
+func (s *Server) tellOf(kind cri.ContainerEventType, id string, p *pod) {
+	if !s.events.heard() {
 		return
 	}
 	s.events.send(&cri.ContainerEventResponse{
-		ContainerId: string(c.id), ContainerEventType: kind, CreatedAt: time.Now().UnixNano(),
-		PodSandboxStatus: c.pod.status(), ContainersStatuses: s.statusesOf(c.pod),
+		ContainerId: id, ContainerEventType: kind, CreatedAt: time.Now().UnixNano(),
+		PodSandboxStatus: p.status(), ContainersStatuses: s.statusesOf(p),
 	})
 }

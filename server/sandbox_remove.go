@@ -67,6 +67,7 @@ func (s *Server) removePodInTurn(ctx context.Context, p *pod) error {
 	}
 	s.pods.remove(p.id, p.name, p)
 	s.meter.Forget(string(p.id))
+	s.tellPod(cri.ContainerEventType_CONTAINER_DELETED_EVENT, p)
 	s.log.Info("pod removed", "pod", p.id, "name", podTitle(p.rec.Load()))
 	return nil
 }

@@ -57,6 +57,8 @@ func (p *pod) samePod(rec *store.Pod) error {
 func (s *Server) makePod(ctx context.Context, p *pod) error {
 	err := up(ctx, p, s.podSteps())
 	if err == nil {
+		s.tellPod(cri.ContainerEventType_CONTAINER_CREATED_EVENT, p)
+		s.tellPod(cri.ContainerEventType_CONTAINER_STARTED_EVENT, p)
 		return nil
 	}
 	left := leftOver(err)

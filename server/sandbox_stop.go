@@ -56,7 +56,11 @@ func (s *Server) stopPodInTurn(ctx context.Context, p *pod) error {
 		s.pendPod(p, err) // its processes are gone, so the client need not wait for the rest
 		return nil
 	}
-	return p.move(store.PodNotReady, func(rec *store.Pod) { rec.Pending, rec.Timings = nil, p.took() })
+	if err := p.move(store.PodNotReady, func(rec *store.Pod) { rec.Pending, rec.Timings = nil, p.took() }); err != nil {
+		return err
+	}
+	s.tellPod(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, p)
+	return nil
 }
 
 // eachContainer does f to all containers of a pod at the same time.

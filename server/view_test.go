@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -240,14 +241,22 @@ func TestEventsTellOfEachChange(t *testing.T) {
 		w.ended(s, ctr)
 		w.removePod(s, pod)
 	})
-	for _, want := range []string{"CREATED_EVENT 0", "STARTED_EVENT 0", "STOPPED_EVENT 4", "DELETED_EVENT"} {
+	for _, want := range []string{
+		"pod CREATED SANDBOX_READY", "pod STARTED SANDBOX_READY",
+		"CREATED SANDBOX_READY 0", "STARTED SANDBOX_READY 0", "STOPPED SANDBOX_READY 4",
+		"pod STOPPED SANDBOX_NOTREADY 4", "DELETED SANDBOX_NOTREADY", "pod DELETED SANDBOX_NOTREADY",
+	} {
 		e := <-sent
-		got := e.ContainerEventType.String()
+		got := strings.TrimSuffix(strings.TrimPrefix(e.ContainerEventType.String(), "CONTAINER_"), "_EVENT")
+		if e.ContainerId == e.PodSandboxStatus.GetId() {
+			got = "pod " + got
+		}
+		got += " " + e.PodSandboxStatus.GetState().String()
 		if len(e.ContainersStatuses) > 0 {
 			got += fmt.Sprint(" ", e.ContainersStatuses[0].ExitCode)
 		}
-		if got != "CONTAINER_"+want || e.PodSandboxStatus == nil {
-			t.Errorf("event is %q, want %q", got, want)
+		if got != want || e.PodSandboxStatus.GetMetadata().GetUid() != "uid" { // by which the kubelet finds its pod
+			t.Errorf("event is %q of %v, want %q", got, e.PodSandboxStatus, want)
 		}
 	}
 	life.Wait()

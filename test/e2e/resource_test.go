@@ -171,19 +171,26 @@ func TestEvents(t *testing.T) {
 	ctr := pod.Container(t, probe, criclient.Shell("exit 6"))
 	ctr.WaitExit(t)
 	ctr.Remove(t)
+	pod.Remove(t)
+	const created, started = cri.ContainerEventType_CONTAINER_CREATED_EVENT, cri.ContainerEventType_CONTAINER_STARTED_EVENT
+	const stopped, deleted = cri.ContainerEventType_CONTAINER_STOPPED_EVENT, cri.ContainerEventType_CONTAINER_DELETED_EVENT
+	wantEvents(t, events, pod.ID, ctr.ID, created, started, stopped, deleted)
+	wantEvents(t, events, pod.ID, pod.ID, stopped, deleted) // its start came before the container's
+}
+
+// wantEvents fails the test unless the events of a container, or of a pod itself, come in this order. It drops others.
+func wantEvents(t *testing.T, events <-chan *cri.ContainerEventResponse, pod, id string, all ...cri.ContainerEventType) {
+	t.Helper()
 	deadline := time.After(criclient.Patient(20 * time.Second))
-	for _, want := range []cri.ContainerEventType{
-		cri.ContainerEventType_CONTAINER_CREATED_EVENT, cri.ContainerEventType_CONTAINER_STARTED_EVENT,
-		cri.ContainerEventType_CONTAINER_STOPPED_EVENT, cri.ContainerEventType_CONTAINER_DELETED_EVENT,
-	} {
+	for _, want := range all {
 		for got := false; !got; {
 			select {
 			case e := <-events:
-				if got = e.ContainerId == ctr.ID; !got {
-					continue // of another test, or the pod's own
+				if got = e.ContainerId == id; !got {
+					continue
 				}
-				if e.ContainerEventType != want || e.PodSandboxStatus.GetId() != pod.ID {
-					t.Errorf("event %v with the status of pod %q; want %v, %s", e.ContainerEventType, e.PodSandboxStatus.GetId(), want, pod.ID)
+				if e.ContainerEventType != want || e.PodSandboxStatus.GetId() != pod {
+					t.Errorf("event %v with the status of pod %q; want %v, %s", e.ContainerEventType, e.PodSandboxStatus.GetId(), want, pod)
 				}
 			case <-deadline:
 				t.Fatalf("no event %v", want)
