@@ -64,6 +64,10 @@ func (s *Server) updateContainer(ctx context.Context, c *container, changes *cri
 
 // mergeResources returns old with what changes sets. A zero is "not set" in this message, so a limit can't be taken
 // back by it; CRI has -1 for that where it matters.
+//
+// The OOM score stays what the container was made with: it belongs to processes, which have handed it on to their
+// children, and not to the cgroup. containerd and CRI-O change none either. It can't be refused: the kubelet sends
+// one with each change of the memory request.
 func mergeResources(old, changes *cri.LinuxContainerResources) *cri.LinuxContainerResources {
 	all := &cri.LinuxContainerResources{}
 	if old != nil {
@@ -73,5 +77,6 @@ func mergeResources(old, changes *cri.LinuxContainerResources) *cri.LinuxContain
 		all.HugepageLimits = nil // a list is replaced; Merge would append
 	}
 	proto.Merge(all, changes)
+	all.OomScoreAdj = old.GetOomScoreAdj()
 	return all
 }

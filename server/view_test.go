@@ -144,21 +144,23 @@ func TestUpdateKeepsWhatTheRequestLeavesOut(t *testing.T) {
 	s := w.server()
 	pod := w.runPod(s, "web")
 	req := createRequest(pod, "c")
-	req.Config.Linux = &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{CpuShares: 512, MemoryLimitInBytes: 1 << 28}}
+	req.Config.Linux = &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{
+		CpuShares: 512, MemoryLimitInBytes: 1 << 28, OomScoreAdj: 500,
+	}}
 	resp, err := s.CreateContainer(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
 	}
 	update := &cri.UpdateContainerResourcesRequest{
-		ContainerId: resp.ContainerId, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 1 << 29},
+		ContainerId: resp.ContainerId, Linux: &cri.LinuxContainerResources{MemoryLimitInBytes: 1 << 29, OomScoreAdj: 999},
 	}
 	if _, err := s.UpdateContainerResources(t.Context(), update); err != nil {
 		t.Fatal(err)
 	}
 	w.stop(s)
 	s = w.server()
-	if r := w.status(s, resp.ContainerId).Resources.Linux; r.CpuShares != 512 || r.MemoryLimitInBytes != 1<<29 {
-		t.Errorf("resources are %v", r)
+	if r := w.status(s, resp.ContainerId).Resources.Linux; r.CpuShares != 512 || r.MemoryLimitInBytes != 1<<29 || r.OomScoreAdj != 500 {
+		t.Errorf("resources are %v; want the new limit, and the OOM score that its processes have", r)
 	}
 	w.fail("monitor.update before", errFault)
 	update.Linux.MemoryLimitInBytes = 1
