@@ -32,6 +32,7 @@ type PodFiles struct {
 	// HostNetwork: names are the node's to resolve. HostIPC: /dev/shm is the host's.
 	HostNetwork, HostIPC bool
 
+	ShmBytes   int64 // of /dev/shm
 	MountLabel string
 	UIDs, GIDs []ns.IDMap // of the pod's user namespace, whose root owns the files
 }
@@ -40,7 +41,7 @@ func (p *pod) files() PodFiles {
 	rec := p.rec.Load()
 	return PodFiles{
 		Dir: p.dir, Config: rec.Config, Hostname: p.hostname(),
-		HostNetwork: p.want.hostNetwork, HostIPC: p.want.hostIPC,
+		HostNetwork: p.want.hostNetwork, HostIPC: p.want.hostIPC, ShmBytes: p.want.shmBytes,
 		MountLabel: rec.MountLabel, UIDs: p.want.uids, GIDs: p.want.gids,
 	}
 }

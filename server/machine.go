@@ -21,7 +21,7 @@ type machine struct{}
 func (machine) MakePodFiles(ctx context.Context, f PodFiles) error {
 	files := podfiles.Files{
 		Dir: f.Dir, DNS: f.Config.GetDnsConfig(), Hostname: f.Hostname, HostNetwork: f.HostNetwork, HostIPC: f.HostIPC,
-		MountLabel: f.MountLabel,
+		ShmBytes: f.ShmBytes, MountLabel: f.MountLabel,
 	}
 	for _, m := range f.UIDs {
 		if m.ContainerID == 0 {

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/resource"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/oci/ns"
@@ -27,6 +29,7 @@ type podPlan struct {
 	sysctls                       map[string]string
 	uids, gids                    []ns.IDMap // of the pod's user namespace; empty without
 	ports                         []cni.PortMapping
+	shmBytes                      int64 // of /dev/shm, 0 for the default
 }
 
 // parsePod is all validation of a RunPodSandbox request. The record that it returns is in no table yet.
@@ -60,6 +63,7 @@ func (s *Server) parsePod(req *cri.RunPodSandboxRequest) (*store.Pod, podPlan, e
 		return nil, podPlan{}, err
 	}
 	plan.addSysctls(s.cfg.Container.Sysctls)
+	plan.shmBytes = cmp.Or(plan.shmBytes, s.cfg.Container.ShmBytes)
 	return rec, plan, nil
 }
 
@@ -95,6 +99,9 @@ func planPod(id store.PodID, config *cri.PodSandboxConfig) (podPlan, error) {
 		return plan, err
 	}
 	if err := plan.setSysctls(config.GetLinux().GetSysctls()); err != nil {
+		return plan, err
+	}
+	if err := plan.setShm(config.GetAnnotations()); err != nil {
 		return plan, err
 	}
 	if err := checkDNS(config.GetDnsConfig()); err != nil {
@@ -227,6 +234,25 @@ func (plan *podPlan) namespaceOf(sysctl string) string {
 		}
 	}
 	return ""
+}
+
+// shmAnnotations are the names under which a pod may ask for a size of /dev/shm: CRI-O's, since the API has no field.
+var shmAnnotations = []string{"shm-size.crio.io", "io.kubernetes.cri-o.ShmSize"}
+
+func (plan *podPlan) setShm(annotations map[string]string) error {
+	for _, name := range shmAnnotations {
+		text, set := annotations[name]
+		if !set {
+			continue
+		}
+		size, err := resource.ParseQuantity(text)
+		if err != nil || size.Value() <= 0 || size.Value() == math.MaxInt64 { // the last is what a larger one becomes
+			return invalid("config.annotations."+name, text, `use a size such as "128Mi"`)
+		}
+		plan.shmBytes = size.Value()
+		return nil
+	}
+	return nil
 }
 
 func checkDNS(d *cri.DNSConfig) error {

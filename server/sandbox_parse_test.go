@@ -35,6 +35,15 @@ func TestRunPodSandboxRefusesWhatCanNeverWork(t *testing.T) {
 		"namespace_options.network is \"TARGET\"": func(c *cri.PodSandboxConfig) { options(c).Network = cri.NamespaceMode_TARGET },
 		"namespace_options.ipc":                   func(c *cri.PodSandboxConfig) { options(c).Ipc = cri.NamespaceMode_CONTAINER },
 		"namespace_options.pid":                   func(c *cri.PodSandboxConfig) { options(c).Pid = cri.NamespaceMode_TARGET },
+		"io.kubernetes.cri-o.ShmSize is \"big\"": func(c *cri.PodSandboxConfig) {
+			c.Annotations = map[string]string{"io.kubernetes.cri-o.ShmSize": "big"}
+		},
+		"shm-size.crio.io is \"0\"": func(c *cri.PodSandboxConfig) {
+			c.Annotations = map[string]string{"shm-size.crio.io": "0"}
+		},
+		"shm-size.crio.io is \"100E\"": func(c *cri.PodSandboxConfig) {
+			c.Annotations = map[string]string{"shm-size.crio.io": "100E"}
+		},
 		"userns_options.gids": func(c *cri.PodSandboxConfig) {
 			options(c).UsernsOptions = &cri.UserNamespace{Uids: []*cri.IDMapping{{HostId: 1, Length: 1}}}
 		},
@@ -93,6 +102,30 @@ func TestHostnameAndDefaultSysctls(t *testing.T) {
 	}
 	if plan.hostname != "0123456789ab" || !plan.sharedPID {
 		t.Errorf("plan is %+v", plan)
+	}
+}
+
+func TestShmSize(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	s.cfg.Container.ShmBytes = 32 << 20
+	for _, tt := range []struct {
+		annotations map[string]string
+		want        int64
+	}{
+		{nil, 32 << 20},
+		{map[string]string{"shm-size.crio.io": "128Mi"}, 128 << 20},
+		{map[string]string{"io.kubernetes.cri-o.ShmSize": "1G"}, 1e9},
+	} {
+		req := runRequest("web")
+		req.Config.Annotations = tt.annotations
+		rec, plan, err := s.parsePod(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := s.newPod(rec, plan, nil).files().ShmBytes; got != tt.want {
+			t.Errorf("%v: %d bytes, want %d", tt.annotations, got, tt.want)
+		}
 	}
 }
 

@@ -61,6 +61,7 @@ type ContainerDefaults struct {
 	Ulimits      []rspec.POSIXRlimit
 	Sysctls      map[string]string
 	PidsLimit    int64 // 0: none of its own
+	ShmBytes     int64 // of a pod's /dev/shm
 	// SeccompProfile is the content (JSON) of what RuntimeDefault means, nil for the built-in profile.
 	SeccompProfile []byte
 	// AppArmorProfile is what RuntimeDefault means, "" for unconfined.

@@ -102,6 +102,7 @@ func containerDefaults(c config.Container) (d server.ContainerDefaults, err erro
 		Env:             c.Env,
 		Sysctls:         map[string]string{},
 		PidsLimit:       c.PidsLimit,
+		ShmBytes:        c.ShmBytes,
 		AppArmorProfile: c.AppArmorProfile,
 	}
 	for _, s := range c.Sysctls {

@@ -67,6 +67,7 @@ type Container struct {
 	Ulimits         []string
 	Sysctls         []string
 	PidsLimit       int64
+	ShmBytes        int64
 	SeccompProfile  string
 	AppArmorProfile string
 	SELinux         string
@@ -106,7 +107,9 @@ func Defaults() Config {
 			Env:     []string{},
 			Ulimits: []string{},
 			Sysctls: []string{},
-			SELinux: "auto",
+			// As with Docker and CRI-O.
+			ShmBytes: 64 << 20,
+			SELinux:  "auto",
 		},
 		Stream: Stream{Address: "127.0.0.1:0", IdleTimeout: 4 * time.Hour},
 	}

@@ -106,6 +106,9 @@ func Keys() []Key {
 			func(c *Config) any { return &c.Container.Sysctls }, listOf(assignment)},
 		{"container.pids_limit", "How many processes and threads a container may have whose request sets no limit. 0: as many as its pod.",
 			func(c *Config) any { return &c.Container.PidsLimit }, between(0, 4<<20)},
+		{"container.shm_bytes", "Size of /dev/shm of every pod in bytes. The pod's annotation shm-size.crio.io (\"128Mi\"), or " +
+			"io.kubernetes.cri-o.ShmSize, wins over it. What is in it counts as memory of the container that wrote it.",
+			func(c *Config) any { return &c.Container.ShmBytes }, between(4096, 1<<62)},
 		{"container.seccomp_profile", "Seccomp profile (JSON) that \"RuntimeDefault\" means. Empty: the built-in one.",
 			func(c *Config) any { return &c.Container.SeccompProfile }, emptyOr(absolutePath)},
 		{"container.apparmor_profile", "Name of a loaded AppArmor profile that \"RuntimeDefault\" means. Empty: unconfined.",

@@ -194,6 +194,15 @@ func TestSysctls(t *testing.T) {
 	}
 }
 
+func TestSharedMemorySize(t *testing.T) {
+	t.Parallel()
+	ours(t)
+	pod := node.Pod(t, func(p *cri.PodSandboxConfig) { p.Annotations["io.kubernetes.cri-o.ShmSize"] = "16Mi" })
+	if got := pod.Output(t, probe, criclient.Shell("df -k /dev/shm | tail -n 1")); len(strings.Fields(got)) < 2 || strings.Fields(got)[1] != "16384" {
+		t.Errorf("/dev/shm: %q; want 16384 KiB", got)
+	}
+}
+
 func TestSharedMemoryIsThePods(t *testing.T) {
 	t.Parallel()
 	pod := node.Pod(t)
