@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,7 +22,7 @@ func (s *Server) PodSandboxStatus(_ context.Context, req *cri.PodSandboxStatusRe
 		Status: p.status(), ContainersStatuses: s.statusesOf(p), Timestamp: time.Now().UnixNano(),
 	}
 	if req.GetVerbose() {
-		if resp.Info, err = infoOf(p.info()); err != nil {
+		if resp.Info, err = infoOf(s.infoOfPod(p)); err != nil {
 			return nil, fmt.Errorf("pod %s: %w", p.id, err)
 		}
 	}
@@ -95,12 +96,27 @@ type podInfo struct {
 	Resources    *store.Resources   `json:"-"`
 }
 
+// infoOfPod has the notes of the pod's containers, too: who asks what a pod did not get need not ask for each.
+func (s *Server) infoOfPod(p *pod) podInfo {
+	info := p.info()
+	for _, c := range s.containersOf(p) {
+		if !c.visible() {
+			continue
+		}
+		rec := c.rec.Load()
+		for _, note := range rec.Notes {
+			info.Notes = append(info.Notes, "container "+rec.Config.GetMetadata().GetName()+": "+note)
+		}
+	}
+	return info
+}
+
 func (p *pod) info() podInfo {
 	rec := p.rec.Load()
 	info := podInfo{
 		State: string(rec.State), Pid: int(p.initPid.Load()), CgroupParent: rec.CgroupParent,
 		CgroupsMade: rec.CgroupsMade, Network: rec.Network, Dir: p.dir, Namespaces: map[string]string{},
-		Sysctls: p.want.sysctls, Notes: emptyNotNull(rec.Notes), Timings: milliseconds(rec.Timings), Pending: rec.Pending,
+		Sysctls: p.want.sysctls, Notes: slices.Clip(emptyNotNull(rec.Notes)), Timings: milliseconds(rec.Timings), Pending: rec.Pending,
 	}
 	for kind, path := range p.namespacePaths() {
 		info.Namespaces[string(kind)] = path

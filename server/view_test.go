@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -113,6 +114,35 @@ func TestPodStatus(t *testing.T) {
 		}
 		if _, err := s.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: id}); err == nil {
 			t.Errorf("status of container %q", id)
+		}
+	}
+}
+
+// The world has no hugetlb controller.
+func TestWhatAContainerDidNotGetIsInItsStatusAndItsPods(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	req := createRequest(w.runPod(s, "web"), "c")
+	req.Config.Linux = &cri.LinuxContainerConfig{Resources: &cri.LinuxContainerResources{
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 1 << 21}},
+	}}
+	ctr, err := s.CreateContainer(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ofContainer, err := s.ContainerStatus(t.Context(), &cri.ContainerStatusRequest{ContainerId: ctr.ContainerId, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ofPod, err := s.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: req.PodSandboxId, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const note = "hugepage limits left out: no hugetlb cgroup controller"
+	for info, want := range map[string]string{ofContainer.Info["info"]: note, ofPod.Info["info"]: "container c: " + note} {
+		var got struct{ Notes []string }
+		if err := json.Unmarshal([]byte(info), &got); err != nil || !slices.Contains(got.Notes, want) {
+			t.Errorf("notes are %q, %v; want %q", got.Notes, err, want)
 		}
 	}
 }
