@@ -226,23 +226,36 @@ func (a *readAhead) Close() error {
 	return nil
 }
 
-var errStalled = fmt.Errorf("%w: it sends nothing", ErrUnavailable)
+var errStalled = fmt.Errorf("%w: it sends nothing, or next to nothing", ErrUnavailable)
 
-// stallGuard cancels a context when one read takes too long. Time spent between reads does not count: that is our
-// own disk.
+// slowestBytes must come within a stall timeout: a registry that sends a byte now and then holds the places of layers
+// as one that is silent does. It is 1 KB/s with the default of a minute.
+const slowestBytes = 64 << 10
+
+// stallGuard cancels a context when too little comes. Time spent between reads does not count: that is our own disk.
 type stallGuard struct {
 	r       io.Reader
 	timer   *time.Timer
 	timeout time.Duration
+
+	left time.Duration // to wait for what is missing of slowestBytes
+	got  int
 }
 
 func newStallGuard(timeout time.Duration, cancel context.CancelCauseFunc) *stallGuard {
-	return &stallGuard{timeout: timeout, timer: time.AfterFunc(timeout, func() { cancel(errStalled) })}
+	return &stallGuard{
+		timeout: timeout, left: timeout, timer: time.AfterFunc(timeout, func() { cancel(errStalled) }),
+	}
 }
 
 func (g *stallGuard) Read(p []byte) (int, error) {
-	g.timer.Reset(g.timeout)
+	began := time.Now()
+	g.timer.Reset(g.left)
 	n, err := g.r.Read(p)
 	g.timer.Stop()
+	g.left -= time.Since(began)
+	if g.got += n; g.got >= slowestBytes {
+		g.left, g.got = g.timeout, 0
+	}
 	return n, err
 }

@@ -2,9 +2,12 @@ package image
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -84,4 +87,47 @@ func FuzzBlob(f *testing.F) {
 			t.Error("a wrong digest was taken")
 		}
 	})
+}
+
+// trickle gives so many bytes after each pause.
+type trickle struct {
+	pause time.Duration
+	n     int
+}
+
+func (r trickle) Read(p []byte) (int, error) {
+	time.Sleep(r.pause)
+	return min(r.n, len(p)), nil
+}
+
+func TestStallGuard(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		r       trickle
+		stalled bool
+	}{
+		{"a byte now and then", trickle{time.Second, 1}, true},
+		{"slow", trickle{50 * time.Second, slowestBytes}, false},
+		{"slow in small pieces", trickle{time.Second, slowestBytes / 50}, false},
+		{"silent", trickle{2 * time.Minute, slowestBytes}, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				g := newStallGuard(time.Minute, cancel)
+				g.r = tt.r
+				buf := make([]byte, 1<<20)
+				for range 500 {
+					if _, err := g.Read(buf); err != nil {
+						t.Fatal(err)
+					}
+					time.Sleep(time.Minute) // our own disk
+				}
+				if stalled := errors.Is(context.Cause(ctx), errStalled); stalled != tt.stalled {
+					t.Errorf("stalled: %v, want %v", stalled, tt.stalled)
+				}
+				g.timer.Stop()
+			})
+		})
+	}
 }

@@ -42,14 +42,16 @@ type Config struct {
 	AuthFile string
 	// CertsDir holds a directory of TLS certificates for each registry; see containers-certs.d(5).
 	CertsDir string
-	// MaxParallelLayers bounds how many layers of all pulls are fetched and unpacked at a time; 0 means 4.
+	// MaxParallelLayers bounds how many layers of one image are fetched and unpacked at a time; 0 means 4. Of all
+	// images together there may be parallelImages times as many.
 	MaxParallelLayers int
 	// MaxUnpackedBytes bounds one image's unpacked size, against layer bombs; 0 for only the disk's free space.
 	// Layers that are in the store already do not count.
 	MaxUnpackedBytes int64
 	// MinFreeBytes is left free on the disk by a pull: it fails before.
 	MinFreeBytes int64
-	// StallTimeout ends a pull when a registry sends nothing for so long; 0 means one minute.
+	// StallTimeout ends a pull when a registry sends less than slowestBytes of a layer in so long, or no document;
+	// 0 means one minute.
 	StallTimeout time.Duration
 	// PinnedImages are names, or globs of names, that garbage collection must not remove. A * stands for any
 	// characters, also slashes.
@@ -91,7 +93,7 @@ type Service struct {
 
 	pulls  *group[string]               // by name and credentials
 	layers *group[*storage.StagedLayer] // by layer ID
-	slots  chan struct{}                // one token per layer that is fetched
+	slots  chan struct{}                // one token per layer that is fetched, of whatever image
 
 	activeMu sync.Mutex
 	active   map[*job]struct{} // what Pulls shows
@@ -99,7 +101,10 @@ type Service struct {
 
 const (
 	defaultParallelLayers = 4
-	defaultStallTimeout   = time.Minute
+	// parallelImages is how many images may have all of their layers under way. It bounds memory, some MB a layer, and
+	// no registry should find it: an image that comes slowly takes only its own share.
+	parallelImages      = 8
+	defaultStallTimeout = time.Minute
 )
 
 // Open reads what images the store has.
@@ -115,7 +120,7 @@ func Open(cfg Config, st *storage.Store) (*Service, error) {
 		log:    cfg.Log,
 		store:  st,
 		pulls:  newGroup[string](nil),
-		slots:  make(chan struct{}, cfg.MaxParallelLayers),
+		slots:  make(chan struct{}, parallelImages*cfg.MaxParallelLayers),
 		active: map[*job]struct{}{},
 	}
 	if s.log == nil {

@@ -149,6 +149,23 @@ func TestLayersJoin(t *testing.T) {
 	r.wantPull("one", r.host+"/one:v1", nil, nil)
 }
 
+// TestASlowImageKeepsNoOtherWaiting has as many layers that do not come as one image may have under way.
+func TestASlowImageKeepsNoOtherWaiting(t *testing.T) {
+	r := newRig(t, func(c *Config) { c.MaxParallelLayers = 2 })
+	r.push("slow", "v1", testImage{layers: []layerSpec{{files(t, "a", "1"), "gzip"}, {files(t, "b", "2"), "gzip"}, {files(t, "c", "3"), "gzip"}}})
+	r.push("quick", "v1", small(t))
+	config, quick := r.configDigest("slow", "v1"), "/quick/"
+	g := r.newGate(config, quick)
+	slow := r.background(t.Context(), r.host+"/slow:v1")
+	<-g.arrived
+	r.waitFor("all places of one image taken", func() bool { return len(r.service.slots) == 2 })
+	r.wantPull("another image", r.host+"/quick:v1", nil, nil)
+	close(g.open)
+	if err := <-slow; err != nil {
+		t.Errorf("slow: %v", err)
+	}
+}
+
 // TestJoinedLayerFails has a pull whose claim about a layer is false; another one that joined it must not suffer.
 func TestJoinedLayerFails(t *testing.T) {
 	r := newRig(t)

@@ -82,6 +82,7 @@ type job struct {
 	desc   *description
 	budget *storage.Budget
 	serial sync.Mutex // for sources that give out one blob at a time
+	slots  chan struct{}
 
 	totalBytes, doneBytes atomic.Int64 // of the compressed layers that this job fetches
 }
@@ -191,6 +192,7 @@ func (s *Service) complete(id string, names []string) bool {
 func (j *job) fetch(ctx context.Context, names []string) error {
 	s := j.service
 	j.budget = storage.NewBudget(s.cfg.MaxUnpackedBytes)
+	j.slots = make(chan struct{}, s.cfg.MaxParallelLayers)
 	ids := storage.LayerIDs(j.desc.diffIDs)
 	staged := make([]*storage.StagedLayer, len(ids))
 	flights := make([]*flight[*storage.StagedLayer], len(ids))
@@ -259,11 +261,14 @@ var retryDelays = []time.Duration{200 * time.Millisecond, time.Second}
 
 func (j *job) stageLayer(ctx context.Context, i int) (*storage.StagedLayer, error) {
 	s := j.service
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	// The image's own first: those who wait for it must not keep others out.
+	for _, slots := range []chan struct{}{j.slots, s.slots} {
+		select {
+		case slots <- struct{}{}:
+			defer func() { <-slots }()
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	if size := j.desc.blobs[i].Size; size > 0 {
 		j.totalBytes.Add(size)

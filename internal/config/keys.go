@@ -82,7 +82,7 @@ func Keys() []Key {
 			func(c *Config) any { return &c.Image.AuthFile }, emptyOr(absolutePath)},
 		{"image.certs_dir", "Directory of TLS certificates for each registry, see containers-certs.d(5).",
 			func(c *Config) any { return &c.Image.CertsDir }, emptyOr(absolutePath)},
-		{"image.max_parallel_layers", "How many layers are fetched and unpacked at a time, of all pulls together. 1 to 64.",
+		{"image.max_parallel_layers", "How many layers of one image are fetched and unpacked at a time. 1 to 64.",
 			func(c *Config) any { return &c.Image.MaxParallelLayers }, between(1, 64)},
 		{"image.max_unpacked_bytes", "Largest unpacked size of one image in bytes, against layer bombs. 0: as much as min_free_bytes lets it.",
 			func(c *Config) any { return &c.Image.MaxUnpackedBytes }, between(0, 1<<62)},
