@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"github.com/moby/sys/capability"
 )
 
@@ -107,9 +108,15 @@ func cgroupParent(v any) (string, string) {
 	return "", ""
 }
 
-func pattern(v any) (string, string) {
-	if _, err := path.Match(v.(string), ""); err != nil {
-		return "is no shell pattern", `close its "[", or write "\\[" for the character itself`
+// imagePatternRE has what names with tags and digests are made of, IPv6 addresses of registries, and the star.
+var imagePatternRE = regexp.MustCompile(`^(\[[0-9A-Fa-f:]+\])?[A-Za-z0-9._:/@*-]+$`)
+
+// imageNames takes what package image takes: a name, or a pattern of names whose only wildcard is the star.
+func imageNames(v any) (string, string) {
+	s := v.(string)
+	_, err := reference.ParseNormalizedNamed(s)
+	if err != nil && (!strings.Contains(s, "*") || !imagePatternRE.MatchString(s)) {
+		return "is no image name", `write one such as "registry.example/base:1"; of wildcards there is "*" alone`
 	}
 	return "", ""
 }

@@ -143,6 +143,9 @@ func TestLoadMistakes(t *testing.T) {
 		{"ulimit", "container.ulimits = [\"nofile=9:1\"]", []string{"1: container.ulimits = [\"nofile=9:1\"]: \"nofile=9:1\" is no limit"}},
 		{"cgroup", "cgroup.parent = \"a/b\"", []string{"1: cgroup.parent = \"a/b\": is no cgroup; write a slice"}},
 		{"socket", "socket = \"/" + strings.Repeat("x", 107) + "\"", []string{"1: socket = "}},
+		{"pinned", "[image]\npinned = [\"a:1\", \"h.x/base/*\", \"[::1]:5000/*\", \"h.x/[a-c]*\"]\n", []string{
+			"2: image.pinned = [\"a:1\", \"h.x/base/*\", \"[::1]:5000/*\", \"h.x/[a-c]*\"]: \"h.x/[a-c]*\" is no image name; write one"}},
+		{"pinned one character", "image.pinned = [\"h.x/bas?\"]", []string{"1: image.pinned = [\"h.x/bas?\"]: \"h.x/bas?\" is no image name; write one"}},
 		{"several", "root = 1\n[cgroup]\ndriver = \"runc\"\n[nope]\nx=1\n", []string{
 			"1: root: is a number; write a string",
 			"3: cgroup.driver = \"runc\"",

@@ -71,7 +71,8 @@ func Keys() []Key {
 			"conf_dir when the kubelet tells the node's pod CIDR. Empty: none is written.",
 			func(c *Config) any { return &c.CNI.ConfTemplate }, emptyOr(absolutePath)},
 
-		{"image.registries_conf", "Mirrors, blocked registries and short names, see containers-registries.conf(5). Empty: the system's file.",
+		{"image.registries_conf", "Mirrors, blocked and insecure registries, see containers-registries.conf(5). A name without a registry is docker.io's " +
+			"on every node, as with containerd: the file's aliases and unqualified-search-registries do not count. Empty: the system's file.",
 			func(c *Config) any { return &c.Image.RegistriesConf }, emptyOr(absolutePath)},
 		{"image.registries_conf_dir", "Drop-ins of registries_conf. Empty: the system's directory.",
 			func(c *Config) any { return &c.Image.RegistriesConfDir }, emptyOr(absolutePath)},
@@ -88,8 +89,8 @@ func Keys() []Key {
 			func(c *Config) any { return &c.Image.MaxUnpackedBytes }, between(0, 1<<62)},
 		{"image.min_free_bytes", "Bytes that a pull leaves free on the disk of root; it fails before it takes them.",
 			func(c *Config) any { return &c.Image.MinFreeBytes }, between(0, 1<<62)},
-		{"image.pinned", "Names of images that the kubelet must not remove, shell patterns allowed: \"registry.example/base/*\".",
-			func(c *Config) any { return &c.Image.Pinned }, listOf(pattern)},
+		{"image.pinned", "Names of images that the kubelet must not remove; a * stands for any characters: \"registry.example/base/*\".",
+			func(c *Config) any { return &c.Image.Pinned }, listOf(imageNames)},
 
 		{"storage.overlay_options", "Options of the overlay driver, see containers-storage.conf(5): \"overlay.mountopt=nodev\".",
 			func(c *Config) any { return &c.Storage.OverlayOptions }, listOf(assignment)},
