@@ -21,6 +21,7 @@ import (
 // build is a container in the making: what its steps hand on to each other. Undoing needs only the record.
 type build struct {
 	containerPlan
+	labels label.Pair // of its process and of its root filesystem, which may differ from the pod's
 	rootfs string
 	spec   *spec.Output
 	joins  string // whose PID namespace, see namespacesFor
@@ -60,9 +61,10 @@ func (s *Server) forgetContainer(_ context.Context, c *container) error {
 
 func (s *Server) makeRootfs(b *build) func(context.Context, *container) error {
 	return func(ctx context.Context, c *container) (err error) {
-		options := storage.RootfsOptions{
-			ID: string(c.id), ImageID: b.image.ID, MountLabel: c.pod.rec.Load().MountLabel,
+		if b.labels, err = c.labels(); err != nil {
+			return err
 		}
+		options := storage.RootfsOptions{ID: string(c.id), ImageID: b.image.ID, MountLabel: b.labels.Mount}
 		for _, m := range c.pod.want.uids {
 			options.UIDs = append(options.UIDs, storage.IDMap(m))
 		}
@@ -72,6 +74,12 @@ func (s *Server) makeRootfs(b *build) func(context.Context, *container) error {
 		b.rootfs, err = s.Storage.CreateRootfs(ctx, options)
 		return err
 	}
+}
+
+func (c *container) labels() (label.Pair, error) {
+	pod, security := c.pod.rec.Load(), c.rec.Load().Config.GetLinux().GetSecurityContext()
+	return label.Container(label.Pair{Process: pod.ProcessLabel, Mount: pod.MountLabel},
+		security.GetSelinuxOptions(), security.GetPrivileged())
 }
 
 func (s *Server) deleteRootfs(ctx context.Context, c *container) error {
@@ -129,13 +137,7 @@ func (s *Server) specInput(c *container, b *build) (*spec.Input, error) {
 	in.UIDs, in.GIDs = p.want.ociMaps()
 	useDefaultSeccomp(in, s.cfg.Container.SeccompProfile)
 	p.files().fill(in)
-	security := rec.Config.GetLinux().GetSecurityContext()
-	labels, err := label.Container(label.Pair{Process: pod.ProcessLabel, Mount: pod.MountLabel},
-		security.GetSelinuxOptions(), security.GetPrivileged())
-	if err != nil {
-		return nil, err
-	}
-	in.ProcessLabel, in.MountLabel = labels.Process, labels.Mount
+	in.ProcessLabel, in.MountLabel = b.labels.Process, b.labels.Mount
 	in.Namespaces, b.joins, err = s.namespacesFor(c)
 	return in, err
 }

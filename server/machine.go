@@ -9,6 +9,7 @@ import (
 
 	"github.com/orlop/orlop/oci/spec"
 	"github.com/orlop/orlop/server/host"
+	"github.com/orlop/orlop/server/label"
 	"github.com/orlop/orlop/server/podfiles"
 	"github.com/orlop/orlop/server/seccomp"
 	"github.com/orlop/orlop/server/user"
@@ -21,7 +22,11 @@ type machine struct{}
 func (machine) MakePodFiles(ctx context.Context, f PodFiles) error {
 	files := podfiles.Files{
 		Dir: f.Dir, DNS: f.Config.GetDnsConfig(), Hostname: f.Hostname, HostNetwork: f.HostNetwork, HostIPC: f.HostIPC,
-		ShmBytes: f.ShmBytes, MountLabel: f.MountLabel,
+		ShmBytes: f.ShmBytes, ShmLabel: f.MountLabel,
+	}
+	var err error
+	if files.FileLabel, err = label.Shared(f.MountLabel); err != nil { // a container may have a level of its own
+		return err
 	}
 	for _, m := range f.UIDs {
 		if m.ContainerID == 0 {

@@ -28,9 +28,11 @@ type Files struct {
 	// HostNetwork: the pod gets a copy of the node's hosts file. HostIPC: it uses the node's /dev/shm, so none is made.
 	HostNetwork, HostIPC bool
 
-	ShmBytes   int64  // 0 for DefaultShmBytes
-	MountLabel string // SELinux label, "" for none
-	UID, GID   uint32 // the owner of the files: root of the pod's user namespace
+	ShmBytes int64 // 0 for DefaultShmBytes
+	// SELinux labels, "" for none: of /dev/shm, and of the files, which containers of any level must be able to read.
+	ShmLabel, FileLabel string
+
+	UID, GID uint32 // the owner of the files: root of the pod's user namespace
 }
 
 // Paths of the files in a pod's directory.
@@ -110,8 +112,8 @@ func (f Files) write(path, text string) error {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return err
 	}
-	if f.MountLabel != "" {
-		if err := unix.Lsetxattr(path, "security.selinux", []byte(f.MountLabel), 0); err != nil {
+	if f.FileLabel != "" {
+		if err := unix.Lsetxattr(path, "security.selinux", []byte(f.FileLabel), 0); err != nil {
 			return fmt.Errorf("label %s: %w", path, err)
 		}
 	}
@@ -134,8 +136,8 @@ func (f Files) makeShm() error {
 		size = DefaultShmBytes
 	}
 	options := []string{"mode=1777", "size=" + strconv.FormatInt(size, 10), fmt.Sprintf("uid=%d,gid=%d", f.UID, f.GID)}
-	if f.MountLabel != "" {
-		options = append(options, "context="+strconv.Quote(f.MountLabel))
+	if f.ShmLabel != "" {
+		options = append(options, "context="+strconv.Quote(f.ShmLabel))
 	}
 	const flags = unix.MS_NOEXEC | unix.MS_NOSUID | unix.MS_NODEV
 	if err := unix.Mount("shm", shm, "tmpfs", flags, strings.Join(options, ",")); err != nil {

@@ -249,6 +249,16 @@ func TestSELinuxLabels(t *testing.T) {
 	if c := factsOf(t, one).Label; c != a {
 		t.Errorf("labels of two containers of a pod: %q and %q", a, c)
 	}
+	level := criclient.Security(func(sec *cri.LinuxContainerSecurityContext) {
+		sec.SelinuxOptions = &cri.SELinuxOption{Level: "s0:c1001,c1002"}
+	})
+	if got := factsOf(t, one, level).Label; !strings.HasSuffix(got, ":container_t:s0:c1001,c1002") {
+		t.Errorf("label of a container with a level of its own: %q", got)
+	}
+	// It writes in a root of its own, and reads the pod's files.
+	if got := one.Output(t, probe, level, criclient.Shell("cat /etc/hostname > /tmp/file && echo written")); got != "written\n" {
+		t.Errorf("a container with a level of its own prints %q", got)
+	}
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "f"), []byte("readable\n"), 0o644); err != nil {
 		t.Fatal(err)
