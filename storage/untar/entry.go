@@ -98,7 +98,7 @@ func (u *unpacker) rootEntry(hdr *tar.Header) error {
 	if err := u.owners(hdr); err != nil {
 		return err
 	}
-	u.dirs["."] = hdr.ModTime
+	u.dirs["."] = described{hdr.ModTime, u.tree.removals}
 	return u.meta(place{".", u.root, "."}, hdr)
 }
 
@@ -204,7 +204,7 @@ func (u *unpacker) directory(at place, hdr *tar.Header) error {
 	default:
 		u.inodes++
 	}
-	u.dirs[at.name] = hdr.ModTime
+	u.dirs[at.name] = described{hdr.ModTime, u.tree.removals}
 	return u.meta(at, hdr)
 }
 
@@ -296,17 +296,9 @@ func makeSpecial(at place, hdr *tar.Header) error {
 // replace removes what an earlier entry made at this place. The parent is opened again, because the directory that
 // the tree remembers may have been below what is gone.
 func (u *unpacker) replace(at place) (place, error) {
-	if err := u.tree.remove(at.parent, at.base); err != nil {
+	if err := u.tree.remove(at); err != nil {
 		return at, fmt.Errorf("replace: %w", err)
 	}
-	gone := func(name string) bool { return name == at.name || strings.HasPrefix(name, at.name+"/") }
-	for name := range u.dirs {
-		if gone(name) {
-			delete(u.dirs, name)
-		}
-	}
-	u.tree.implied = slices.DeleteFunc(u.tree.implied, gone)
-	u.tree.forget()
 	parent, err := u.tree.dir(path.Dir(at.name))
 	return place{at.name, parent, at.base}, err
 }

@@ -37,7 +37,10 @@ func (u *unpacker) meta(at place, hdr *tar.Header) error {
 
 // dirTimes sets the times of directories when nothing changes in them any more.
 func (u *unpacker) dirTimes() error {
-	for name, mtime := range u.dirs {
+	for name, dir := range u.dirs {
+		if !u.tree.stands(name, dir.at) {
+			continue
+		}
 		parent, err := u.tree.open(path.Dir(name))
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 			continue // it was named through a link that a later entry replaced
@@ -45,7 +48,7 @@ func (u *unpacker) dirTimes() error {
 		if err != nil {
 			return err
 		}
-		err = setTimes(parent, path.Base(name), mtime)
+		err = setTimes(parent, path.Base(name), dir.mtime)
 		unix.Close(parent)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return fmt.Errorf("entry %q: %w", clip(name), err)

@@ -16,16 +16,39 @@ type tree struct {
 	// The last directory that was opened; entries of one directory follow each other in an archive.
 	lastPath string
 	lastFD   int
-	// implied are the directories that had to be made, parents first.
-	implied []string
+	// implied are the directories that had to be made, parents first, with those that have been removed since.
+	implied []impliedDir
+	// removed are the names that something was removed from, each with the number of its last removal. What was noted
+	// of a name before that is void, and is found so at the end: to look for it at each removal would cost a hostile
+	// layer nothing and us the square of its entries.
+	removed  map[string]int
+	removals int
 }
 
-func newTree(root int) *tree { return &tree{root: root, lastFD: -1} }
+type impliedDir struct {
+	name string
+	at   int // of removals
+}
+
+func newTree(root int) *tree { return &tree{root: root, lastFD: -1, removed: map[string]int{}} }
+
+// stands tells whether what was noted of a name after so many removals still holds.
+func (t *tree) stands(name string, at int) bool {
+	if at == t.removals {
+		return true
+	}
+	for ; name != "."; name = path.Dir(name) {
+		if t.removed[name] > at {
+			return false
+		}
+	}
+	return true
+}
 
 func (t *tree) close() { t.forget() }
 
-// forget drops the remembered directory: it must be called before anything is removed or replaced, because the
-// name may then mean something else.
+// forget drops the remembered directory: it must be called when something was removed, because the name may then mean
+// something else.
 func (t *tree) forget() {
 	if t.lastFD >= 0 {
 		unix.Close(t.lastFD)
@@ -98,21 +121,31 @@ func (t *tree) makeAll(name string) error {
 		if err != nil {
 			return err // EEXIST: a link that leads nowhere stands in the way
 		}
-		t.implied = append(t.implied, dir)
+		t.implied = append(t.implied, impliedDir{dir, t.removals})
 	}
 	return nil
 }
 
-// remove deletes an entry and all that is below it, following no link.
-func (t *tree) remove(parent int, base string) error {
-	err := unix.Unlinkat(parent, base, 0)
-	if err == nil || !errors.Is(err, unix.EISDIR) {
+// remove deletes an entry and all that is below it, following no link. The directory that dir returned last is closed.
+func (t *tree) remove(at place) error {
+	err := unix.Unlinkat(at.parent, at.base, 0)
+	if errors.Is(err, unix.EISDIR) {
+		err = removeAll(at)
+	}
+	if err != nil {
 		return err
 	}
-	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", parent))
+	t.forget()
+	t.removals++
+	t.removed[at.name] = t.removals
+	return nil
+}
+
+func removeAll(at place) error {
+	root, err := os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", at.parent))
 	if err != nil {
 		return err
 	}
 	defer root.Close()
-	return root.RemoveAll(base)
+	return root.RemoveAll(at.base)
 }

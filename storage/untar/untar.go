@@ -66,7 +66,7 @@ func Unpack(ctx context.Context, dir string, r io.Reader, o Options) (_ Result, 
 		buf:  make([]byte, bufferBytes),
 		uids: map[uint32]bool{},
 		gids: map[uint32]bool{},
-		dirs: map[string]time.Time{},
+		dirs: map[string]described{},
 	}
 	defer u.close()
 	defer func() {
@@ -94,7 +94,13 @@ type unpacker struct {
 	charged       int64 // bytes taken from the budget
 	sinceCheck    int64 // bytes charged since the free space was last looked at
 	uids, gids    map[uint32]bool
-	dirs          map[string]time.Time // described directories and their times, which are set last
+	dirs          map[string]described // the described directories by name
+}
+
+// described is a directory that the archive has an entry of.
+type described struct {
+	mtime time.Time // is set last
+	at    int       // of the tree's removals
 }
 
 func (u *unpacker) close() {
@@ -124,17 +130,24 @@ func (u *unpacker) entries(ctx context.Context, tr *tar.Reader) error {
 
 // result lists the implied directories parents first, so that whoever sets their owners can go through in order.
 func (u *unpacker) result() Result {
-	implied := u.tree.implied
-	if _, described := u.dirs["."]; !described {
-		implied = append([]string{"."}, implied...)
+	implied := []string{"."}
+	for _, dir := range u.tree.implied {
+		if u.tree.stands(dir.name, dir.at) {
+			implied = append(implied, dir.name)
+		}
 	}
 	return Result{
 		Bytes:   u.bytes,
 		Inodes:  u.inodes,
 		UIDs:    slices.Sorted(maps.Keys(u.uids)),
 		GIDs:    slices.Sorted(maps.Keys(u.gids)),
-		Implied: slices.DeleteFunc(implied, func(dir string) bool { _, ok := u.dirs[dir]; return ok }),
+		Implied: slices.DeleteFunc(implied, u.described),
 	}
+}
+
+func (u *unpacker) described(dir string) bool {
+	d, ok := u.dirs[dir]
+	return ok && u.tree.stands(dir, d.at)
 }
 
 // blame says that the archive is at fault where the kernel refused what only an odd archive asks for.

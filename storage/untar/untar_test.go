@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -298,6 +299,50 @@ func TestMetadata(t *testing.T) {
 	}
 	if got.Implied[0] != "." || got.Implied[1] != "dev" || slices.Contains(got.Implied, "bin") {
 		t.Errorf("implied = %v", got.Implied)
+	}
+}
+
+// What was noted of directories that were replaced counts no more, also when others of their name come after them.
+func TestReplacedDirectories(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	s := newSandbox(t)
+	old := dir("a/b/c")
+	old.ModTime = time.Unix(1000, 0)
+	described := dir("x")
+	described.ModTime = time.Unix(2000, 0)
+	got, err := Unpack(t.Context(), s.root, archive(t,
+		old, file("a/b", "now a file"), dir("a/b"), old, // a is implied, a/b was
+		dir("x"), symlink("x", "a"), described, // x is described at last
+		symlink("a", "x"), file("y/f", ""),
+	), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{".", "y"}, got.Implied); diff != "" {
+		t.Error("implied: " + diff)
+	}
+	if st, err := os.Stat(s.root + "/x"); err != nil || !st.ModTime().Equal(described.ModTime) {
+		t.Errorf("x: %v, %v; want the time %v", st, err, described.ModTime)
+	}
+}
+
+// BenchmarkReplace has a layer that makes directories and replaces a file as often.
+func BenchmarkReplace(b *testing.B) {
+	kernel.Require(b, kernel.Root)
+	for _, n := range []int{1000, 4000, 16000} {
+		b.Run(strconv.Itoa(n), func(b *testing.B) {
+			var items []item
+			for i := range n {
+				items = append(items, dir("d"+strconv.Itoa(i)), file("f", ""))
+			}
+			layer := archive(b, items...).Bytes()
+			for b.Loop() {
+				s := newSandbox(b)
+				if _, err := Unpack(b.Context(), s.root, bytes.NewReader(layer), Options{}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
