@@ -106,8 +106,12 @@ func (s *Store) MountRootfs(ctx context.Context, id string) (path string, err er
 	if err := ctx.Err(); err != nil {
 		return "", fmt.Errorf("root filesystem %s: %w", id, err)
 	}
-	if !s.isRootfs(id) {
-		return "", fmt.Errorf("root filesystem %s: %w", id, ErrNotFound)
+	there, err := s.isRootfs(id)
+	if err == nil && !there {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return "", fmt.Errorf("root filesystem %s: %w", id, err)
 	}
 	// "" takes the label that the layer was made with. A mount that exists is only counted once more, which
 	// UnmountRootfs does not care about.
@@ -118,15 +122,24 @@ func (s *Store) MountRootfs(ctx context.Context, id string) (path string, err er
 	return path, nil
 }
 
-func (s *Store) isRootfs(id string) bool {
+// isRootfs tells whether there is one of that ID. That the records can't be read is an error and not a no: who takes it
+// for one forgets a root filesystem that is there.
+func (s *Store) isRootfs(id string) (bool, error) {
 	c, err := s.store.Container(id)
-	return err == nil && c.ID == id
+	if errors.Is(err, cs.ErrContainerUnknown) {
+		return false, nil
+	}
+	return err == nil && c.ID == id, err
 }
 
 // UnmountRootfs unmounts and keeps the layer. It succeeds if nothing is mounted. Processes that still use the mount
 // keep it until they end.
 func (s *Store) UnmountRootfs(_ context.Context, id string) error {
-	if !s.isRootfs(id) {
+	there, err := s.isRootfs(id)
+	if err != nil {
+		return fmt.Errorf("root filesystem %s: %w", id, err)
+	}
+	if !there {
 		return nil
 	}
 	mounted, err := s.store.Mounted(id)
@@ -141,7 +154,11 @@ func (s *Store) UnmountRootfs(_ context.Context, id string) error {
 
 // DeleteRootfs unmounts and deletes. It succeeds if there is nothing to delete.
 func (s *Store) DeleteRootfs(ctx context.Context, id string) error {
-	if !s.isRootfs(id) {
+	there, err := s.isRootfs(id)
+	if err != nil {
+		return fmt.Errorf("root filesystem %s: %w", id, err)
+	}
+	if !there {
 		return nil
 	}
 	if err := s.UnmountRootfs(ctx, id); err != nil {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -270,6 +271,40 @@ func TestRootfsErrors(t *testing.T) {
 	}
 	if _, err := Open(cfg); !errors.Is(err, ErrLocked) {
 		t.Errorf("second Open: %v, want ErrLocked", err)
+	}
+}
+
+// TestRecordsThatCanNotBeReadAreNoAbsence breaks the file of records behind the store's back.
+func TestRecordsThatCanNotBeReadAreNoAbsence(t *testing.T) {
+	cfg := testConfig(t)
+	s := openStore(t, cfg)
+	defer closeStore(t, s)
+	image := putImage(t, s, "a:1", tarball(t, tar.Header{Name: "f", Linkname: "lower"}))
+	if _, err := s.CreateRootfs(t.Context(), RootfsOptions{ID: "c", ImageID: image}); err != nil {
+		t.Fatal(err)
+	}
+	records := filepath.Join(cfg.Root, "overlay-containers", "containers.json")
+	good, err := os.ReadFile(records)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(text []byte) { // and have the store read it again
+		t.Helper()
+		lock := filepath.Join(cfg.Root, "overlay-containers", "containers.lock")
+		if err := errors.Join(os.WriteFile(records, text, 0o600), os.WriteFile(lock, []byte(rand.Text()+rand.Text()+rand.Text()), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write([]byte("no JSON"))
+	if err := s.DeleteRootfs(t.Context(), "c"); err == nil {
+		t.Error("DeleteRootfs says that there is nothing to delete")
+	}
+	if _, err := s.MountRootfs(t.Context(), "c"); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("MountRootfs: %v", err)
+	}
+	write(good)
+	if err := s.DeleteRootfs(t.Context(), "c"); err != nil {
+		t.Error(err)
 	}
 }
 
