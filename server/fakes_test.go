@@ -218,7 +218,9 @@ func (f fakeStorage) DeleteRootfs(ctx context.Context, id string) error {
 func (f fakeStorage) RootfsUsage(context.Context, string) (storage.Usage, error) {
 	return storage.Usage{Bytes: 9, Inodes: 1}, nil
 }
-func (f fakeStorage) ListRootfs() ([]string, error) { return f.ids("rootfs"), nil }
+func (f fakeStorage) ListRootfs() ([]string, error) {
+	return f.ids("rootfs"), f.do(context.Background(), "rootfs.list", func() {})
+}
 func (f fakeStorage) MountImage(ctx context.Context, id, holder, _ string) (string, error) {
 	return "/images/" + id, f.make(ctx, "volume.mount", "volume/"+holder)
 }
@@ -408,6 +410,15 @@ func (f fakeMonitor) ReopenLog(ctx context.Context, _ string) error {
 // server starts a daemon in the world.
 func (w *world) server() *Server {
 	w.t.Helper()
+	s, err := w.tryServer()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { w.stop(s) })
+	return s
+}
+
+func (w *world) tryServer() (*Server, error) {
 	deps := Deps{
 		Host:    spec.Host{Controllers: map[string]bool{"cpu": true, "memory": true, "pids": true}, OOMScoreFloor: true},
 		Cgroups: fakeCgroups{w}, Storage: fakeStorage{w}, Images: fakeImages{}, Network: fakeNetwork{w},
@@ -421,12 +432,7 @@ func (w *world) server() *Server {
 		},
 	}
 	cfg := Config{Root: w.root, RunRoot: w.run, CgroupParent: "/orlop", InitPath: os.Args[0], Version: "test"}
-	s, err := New(context.Background(), cfg, deps, slog.New(slog.NewTextHandler(io.Discard, nil)))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.t.Cleanup(func() { w.stop(s) })
-	return s
+	return New(context.Background(), cfg, deps, slog.New(slog.NewTextHandler(io.Discard, nil)))
 }
 
 // stop ends a daemon; the world goes on.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -268,6 +269,38 @@ func TestAfterARebootNothingIsMissingAndNothingRuns(t *testing.T) {
 	}
 	w.removePod(s, pod)
 	w.wantNothingLeft() // the network's addresses, too
+}
+
+// The boot's ID on record says that its effects are on record.
+func TestABootIsNotedWhenItsEffectsAre(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	noted, err := s.records.Meta(bootKey)
+	if err != nil || noted == "" {
+		t.Fatalf("noted %q, %v", noted, err)
+	}
+	if err := s.records.PutMeta(bootKey, "before"); err != nil {
+		t.Fatal(err)
+	}
+	w.stop(s)
+	w.fail("rootfs.list before", errFault)
+	if _, err := w.tryServer(); !errors.Is(err, errFault) {
+		t.Fatal(err)
+	}
+	records, err := store.Open(filepath.Join(w.root, "records.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := records.Meta(bootKey); got != "before" || err != nil {
+		t.Errorf("noted %q, %v by a daemon that did not finish", got, err)
+	}
+	if err := records.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.heal()
+	if got, err := w.server().records.Meta(bootKey); got != noted || err != nil {
+		t.Errorf("noted %q, %v, want %s", got, err, noted)
+	}
 }
 
 func TestWhatNothingOwnsIsRemoved(t *testing.T) {

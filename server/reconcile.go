@@ -34,7 +34,7 @@ func (s *Server) takeOver(ctx context.Context) error {
 		return err
 	}
 	known := byID(list)
-	booted, err := s.noteBoot()
+	boot, booted, err := s.boot()
 	if err != nil {
 		return err
 	}
@@ -57,6 +57,10 @@ func (s *Server) takeOver(ctx context.Context) error {
 	if err := s.removeOrphans(list); err != nil {
 		return err
 	}
+	// Last: whoever ends before has the next one find out again what the boot has ended.
+	if err := s.records.PutMeta(bootKey, boot); err != nil {
+		return err
+	}
 	close(s.taken)
 	s.goOn()
 	return nil
@@ -70,18 +74,15 @@ func byID(list []conmon.Container) map[string]conmon.Container {
 	return m
 }
 
-// noteBoot tells whether the machine was booted since the records were last in use.
-func (s *Server) noteBoot() (booted bool, err error) {
+// boot is the ID of this boot, and whether it began after the records were last in use.
+func (s *Server) boot() (id string, booted bool, err error) {
 	b, err := os.ReadFile(bootIDPath)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
-	now := strings.TrimSpace(string(b))
+	id = strings.TrimSpace(string(b))
 	last, err := s.records.Meta(bootKey)
-	if err != nil || last == now {
-		return false, err
-	}
-	return true, s.records.PutMeta(bootKey, now)
+	return id, last != id, err
 }
 
 func (s *Server) adoptPod(rec *store.Pod) {
