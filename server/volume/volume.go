@@ -13,6 +13,7 @@ import (
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 	crierrors "k8s.io/cri-api/pkg/errors"
 
@@ -85,14 +86,24 @@ func hostPath(path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o755); err != nil {
-			return "", fmt.Errorf("%w: host_path: %w", ErrInvalid, err)
+			return "", blame(err)
 		}
 		real, err = filepath.EvalSymlinks(path)
 	}
 	if err != nil {
-		return "", fmt.Errorf("%w: host_path: %w", ErrInvalid, err)
+		return "", blame(err)
 	}
 	return real, nil
+}
+
+// blame says that the request is at fault where its path can't be one. A full, broken or read-only disk is the node's
+// fault, and may work again with the same request.
+func blame(err error) error {
+	var errno unix.Errno
+	if errors.As(err, &errno) && !slices.Contains([]unix.Errno{unix.ENOTDIR, unix.ENAMETOOLONG, unix.ELOOP, unix.EINVAL}, errno) {
+		return fmt.Errorf("host_path: %w", err)
+	}
+	return fmt.Errorf("%w: host_path: %w", ErrInvalid, err)
 }
 
 // below finds a path in an image that is mounted at root, with the image's links kept inside of it. Nobody can change

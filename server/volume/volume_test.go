@@ -42,6 +42,16 @@ func TestHostPaths(t *testing.T) {
 	}
 }
 
+// What the node has no place for is not the request's fault. Nobody can make a directory in sysfs.
+func TestHostPathThatCanNotBeMade(t *testing.T) {
+	for path, mistake := range map[string]bool{"/sys/none": false, "/dev/null/none": true, "/tmp/" + strings.Repeat("x", 300): true} {
+		_, err := hostPath(path)
+		if err == nil || errors.Is(err, ErrInvalid) != mistake {
+			t.Errorf("%.40s: %v; want the request blamed: %v", path, err, mistake)
+		}
+	}
+}
+
 func TestImageSubPath(t *testing.T) {
 	root := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(root, "data/deep"), 0o755); err != nil {
