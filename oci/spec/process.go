@@ -58,7 +58,9 @@ func (b *builder) cwd() (string, error) {
 	return cleanPath("image working directory", path.Join("/", b.in.Image.WorkingDir))
 }
 
-// plainText refuses what execve(2) or the JSON that a spec travels in would change without a word.
+// plainText refuses what execve(2) or the JSON that a spec travels in would change without a word. CRI 0.37 made the
+// value of an environment variable bytes, but the OCI specification, which other runtimes and hooks read, has not: a
+// program that finds other bytes than were asked for is worse off than one that is told why it does not run.
 func plainText(field, s string) error {
 	if strings.ContainsRune(s, 0) {
 		return invalid(field, s, "has a NUL byte, where the kernel would cut it; remove it")
