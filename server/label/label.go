@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/selinux/go-selinux"
 	"github.com/opencontainers/selinux/go-selinux/label"
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -68,12 +69,13 @@ func Release(process string) {
 }
 
 // Relabel labels a file or tree for a container, or for all containers if it is shared. What the whole system needs,
-// such as /usr, is refused.
+// such as /usr, is refused. A file system without labels of its own (NFS, FAT, one mounted with a context) is let be:
+// what may be read there is said by its mount.
 func Relabel(path, mount string, shared bool) error {
 	if mount == "" {
 		return nil
 	}
-	if err := label.Relabel(path, mount, shared); err != nil {
+	if err := label.Relabel(path, mount, shared); err != nil && !errors.Is(err, unix.ENOTSUP) {
 		return fmt.Errorf("%w: relabel %s: %w", ErrInvalid, path, err)
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/test/kernel"
@@ -60,6 +61,22 @@ func TestRelabel(t *testing.T) {
 	}
 	if err := Relabel("/usr", "system_u:object_r:container_file_t:s0:c1,c2", false); !errors.Is(err, ErrInvalid) {
 		t.Errorf("/usr: %v", err)
+	}
+}
+
+func TestRelabelOfAFileSystemWithoutLabels(t *testing.T) {
+	kernel.Require(t, kernel.Root, kernel.SELinux)
+	dir := t.TempDir()
+	if err := unix.Mount("labelled", dir, "tmpfs", 0, `context="system_u:object_r:container_file_t:s0"`); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := Relabel(dir, "system_u:object_r:container_file_t:s0:c1,c2", false); err != nil {
+		t.Error(err)
 	}
 }
 
