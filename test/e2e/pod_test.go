@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -224,6 +225,14 @@ func TestPodsReachEachOther(t *testing.T) {
 	ip := server.Status(t).Network.Ip
 	if got := client.Output(t, probe, criclient.Run("/probe", "ask", ip+":8080", "hello")); strings.TrimSpace(got) != "hello" {
 		t.Errorf("the other pod answered %q", got)
+	}
+	if own == nil {
+		return
+	}
+	for _, more := range server.Status(t).Network.AdditionalIps { // the network of the suite is dual stack
+		if got := client.Output(t, probe, criclient.Run("/probe", "ask", net.JoinHostPort(more.Ip, "8080"), "hello")); strings.TrimSpace(got) != "hello" {
+			t.Errorf("a pod that asks another at %s gets %q", more.Ip, got)
+		}
 	}
 	// Loopback of a pod is up.
 	if got := sleeper(t, server).Exec(t, "/probe", "ask", "127.0.0.1:8080", "me"); got != "me" {

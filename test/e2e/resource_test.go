@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +48,81 @@ func TestResources(t *testing.T) {
 		if r := ctr.Status(t).Resources.GetLinux(); r.GetMemoryLimitInBytes() != 64<<20 || r.GetCpuQuota() != 50_000 {
 			t.Errorf("resources in the status: %v", r)
 		}
+	}
+}
+
+// Limits that this kernel has no controller for are noted, in the status of the container and in the pod's.
+func TestRareResources(t *testing.T) {
+	t.Parallel()
+	ours(t)
+	pod := node.Pod(t, criclient.HostNetwork)
+	ctr := sleeper(t, pod, criclient.Resources(&cri.LinuxContainerResources{
+		MemoryLimitInBytes: 64 << 20, MemorySwapLimitInBytes: 96 << 20,
+		HugepageLimits: []*cri.HugepageLimit{{PageSize: "2MB", Limit: 4 << 20}},
+		Unified:        map[string]string{"memory.high": "50331648"},
+	}))
+	notes := notesOf(t, ctr)
+	for _, f := range []struct {
+		v1, v2, want1, want2, note string
+	}{
+		{"memory/memory.memsw.limit_in_bytes", "memory.swap.max", "100663296", "33554432", "memory and swap limit 100663296 left out"},
+		{"hugetlb/hugetlb.2MB.limit_in_bytes", "hugetlb.2MB.max", "4194304", "4194304", "hugepage limits left out: no hugetlb"},
+		{"", "memory.high", "", "50331648", "memory.high left out: this machine runs cgroup v1"},
+	} {
+		name, want := f.v1, f.want1
+		if kernel.Has(kernel.CgroupV2) {
+			name, want = f.v2, f.want2
+		}
+		there := false
+		if name != "" {
+			r, err := ctr.TryExec(t.Context(), 0, "test", "-e", "/sys/fs/cgroup/"+name)
+			there = err == nil && r.ExitCode == 0
+		}
+		noted := strings.Contains(notes, f.note)
+		if there == noted {
+			t.Errorf("%s is there: %v; notes: %s", name, there, notes)
+		}
+		if there {
+			if got := cgroupFile(t, ctr, name, name); got != want {
+				t.Errorf("%s is %s; want %s", name, got, want)
+			}
+		}
+	}
+}
+
+// notesOf are the notes on a container in the verbose status of its pod; those in its own must be among them.
+func notesOf(t *testing.T, ctr *criclient.Container) string {
+	t.Helper()
+	_, info := ctr.Verbose(t)
+	ofPod, err := node.Runtime.PodSandboxStatus(t.Context(), &cri.PodSandboxStatusRequest{PodSandboxId: ctr.Pod.ID, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var container, pod struct{ Notes []string }
+	if err := errors.Join(json.Unmarshal([]byte(info["info"]), &container), json.Unmarshal([]byte(ofPod.Info["info"]), &pod)); err != nil {
+		t.Fatal(err)
+	}
+	for _, note := range container.Notes {
+		if !slices.Contains(pod.Notes, "container "+ctr.Config.Metadata.Name+": "+note) {
+			t.Errorf("the pod's status lacks %q: %q", note, pod.Notes)
+		}
+	}
+	return strings.Join(pod.Notes, "\n")
+}
+
+// A container has as many processes and threads as the node lets it, and no more.
+func TestPidsLimit(t *testing.T) {
+	t.Parallel()
+	kernel.Require(t, kernel.Controller("pids"))
+	d := another(t, map[string]string{"container": "pids_limit = 30\n"})
+	ctr := sleeper(t, d.Client.Pod(t, criclient.HostNetwork))
+	if got := cgroupFile(t, ctr, "pids/pids.max", "pids.max"); got != "30" {
+		t.Errorf("pids.max is %s; want 30", got)
+	}
+	const bomb = "i=0; while [ $i -lt 60 ]; do sleep 60 & i=$((i+1)); done; echo all"
+	r, err := ctr.TryExec(t.Context(), 0, "sh", "-c", bomb)
+	if err != nil || strings.Contains(string(r.Stdout), "all") || !strings.Contains(string(r.Stderr), "fork") {
+		t.Errorf("60 processes under a limit of 30: %v, %v; want a fork to fail", r, err)
 	}
 }
 
