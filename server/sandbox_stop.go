@@ -54,6 +54,7 @@ func (s *Server) stopPodInTurn(ctx context.Context, p *pod) error {
 	}
 	if err := down(ctx, p, s.stoppedSteps()); err != nil {
 		s.pendPod(p, err) // its processes are gone, so the client need not wait for the rest
+		s.tellPod(cri.ContainerEventType_CONTAINER_STOPPED_EVENT, p)
 		return nil
 	}
 	if err := p.move(store.PodNotReady, func(rec *store.Pod) { rec.Pending, rec.Timings = nil, p.took() }); err != nil {

@@ -295,6 +295,30 @@ func TestEventsTellOfEachChange(t *testing.T) {
 	end()
 }
 
+// Those who follow events need not wait for what is freed in the background either.
+func TestEventOfAStopThatIsNotFinished(t *testing.T) {
+	w := newWorld(t)
+	s := w.server()
+	pod := w.runPod(s, "web")
+	sent, end := listen(t, s)
+	w.fail("network.del before", errFault)
+	stopped := make(chan error)
+	go func() {
+		_, err := s.StopPodSandbox(t.Context(), &cri.StopPodSandboxRequest{PodSandboxId: pod})
+		stopped <- err
+	}()
+	if e := <-sent; e.ContainerId != pod || e.ContainerEventType != cri.ContainerEventType_CONTAINER_STOPPED_EVENT ||
+		e.PodSandboxStatus.State != cri.PodSandboxState_SANDBOX_NOTREADY {
+		t.Errorf("event is %v", e)
+	}
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	end()
+	w.heal()
+	w.removePod(s, pod)
+}
+
 func TestAClientThatDoesNotReadIsDropped(t *testing.T) {
 	var es events
 	slow, err := es.subscribe()
