@@ -3,6 +3,22 @@
 # the services is invisible to them. For a machine that is thrown away; `make vm` calls it.
 set -eux
 
+# await SECONDS COMMAND... calls the command until it succeeds.
+await() {
+	limit=$1
+	shift
+	until "$@"; do
+		limit=$((limit - 1))
+		if [ "$limit" = 0 ]; then
+			journalctl -u orlop -u orlop-kubelet --no-pager | tail -n 40
+			return 1
+		fi
+		sleep 1
+	done
+}
+kept() { orlop status | grep -q 'kept.*ready'; }
+gone() { ! orlop status | grep -q kept; }
+
 install -m 0755 -t /usr/local/bin build/bin/orlop build/bin/orlop-conmon build/bin/orlop-kubelet
 mkdir -p /opt/cni/bin /etc/cni/net.d /etc/orlop/manifests
 install -m 0755 -t /opt/cni/bin build/cni/*
@@ -42,13 +58,13 @@ spec:
   hostNetwork: true
   containers: [{name: nginx, image: "localhost/orlop-demo/nginx:1"}]
 END
-until orlop status | grep -q 'kept.*ready'; do sleep 0.5; done
+await 60 kept
 before=$(orlop status -o json | grep '"id"')
 systemctl restart orlop-kubelet
 sleep 5
 test "$(orlop status -o json | grep '"id"')" = "$before"
 rm /etc/orlop/manifests/web.yaml
-while orlop status | grep -q kept; do sleep 0.5; done
+await 60 gone
 systemctl stop orlop-kubelet
 
 systemctl stop orlop

@@ -225,6 +225,7 @@ func (w *worker) unwait(container string) {
 // longer ready.
 func (w *worker) meanwhile(ctx context.Context, v view, do func() error) error {
 	done, told := make(chan struct{}), make(chan struct{})
+	poked := false
 	go func() {
 		defer close(told)
 		for {
@@ -232,6 +233,7 @@ func (w *worker) meanwhile(ctx context.Context, v view, do func() error) error {
 			case <-done:
 				return
 			case <-w.pokes:
+				poked = true
 				if err := w.reportNow(ctx, v); err != nil && ctx.Err() == nil {
 					w.log.Debug("status not told", "err", err)
 				}
@@ -241,7 +243,9 @@ func (w *worker) meanwhile(ctx context.Context, v view, do func() error) error {
 	err := do()
 	close(done)
 	<-told
-	w.poke() // one that came meanwhile may have been about more than the status
+	if poked && err == nil { // one that came meanwhile may have been about more than the status; a failure has its own delay
+		w.poke()
+	}
 	return err
 }
 

@@ -157,7 +157,7 @@ func (s *Server) namespacesFor(c *container) (paths map[rspec.LinuxNamespaceType
 		}
 		pid, joins = target.rec.Load().Pid, string(target.id)
 	}
-	if pid == 0 { // a pod without a shared namespace has nothing to join: the container then gets its own, which shows it less
+	if pid == 0 { // a pod without a shared namespace has nothing to join, which package spec refuses
 		return paths, "", nil
 	}
 	paths[rspec.PIDNamespace] = fmt.Sprintf("/proc/%d/ns/pid", pid)

@@ -173,9 +173,9 @@ func (p *parts) keepObjects(context.Context) error {
 	return nil
 }
 
-func (p *parts) makeCgroups(context.Context) (err error) {
+func (p *parts) makeCgroups(ctx context.Context) (err error) {
 	p.cgroups, err = cgroup.New(cgroup.Config{
-		Root: p.config.CgroupRoot, Systemd: p.config.CgroupDriver == "systemd",
+		Root: p.config.CgroupRoot, Systemd: systemdDriver(ctx, p.runtime, p.config.CgroupDriver, p.log),
 		Disabled: !*p.config.CgroupsPerQOS, PodPids: max(*p.config.PodPidsLimit, 0),
 	})
 	if err != nil {

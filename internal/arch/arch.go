@@ -50,7 +50,7 @@ var Homes = []Home{
 		"a later move to the library's successor is then a change in two places"},
 	{"github.com/opencontainers/runc", []string{"oci/runtime", "conmon/worker", "cmd/orlop-conmon"}, []string{"oci/spec"},
 		"libcontainer types stop at the runtime and the worker"},
-	{"google.golang.org/grpc", []string{"server", "kubelet", "cmd/orlop", "test"}, nil,
+	{"google.golang.org/grpc", []string{"server", "kubelet", "cmd/orlop", "cmd/orlop-kubelet", "test"}, nil,
 		"gRPC is the CRI edge's, on either side"},
 	{"k8s.io/", []string{"server", "oci/spec", "kubelet", "proxy", "internal/kube", "cmd/orlop", "cmd/orlop-kubelet", "cmd/orlop-proxy", "test"}, nil,
 		"CRI types stop at the server and the spec; the kubelet and the proxy are made of Kubernetes' own"},
