@@ -16,7 +16,7 @@ await() {
 		sleep 1
 	done
 }
-kept() { orlop status | grep -q 'kept.*ready'; }
+kept() { orlop status | grep -q 'nginx.*kept.*running'; }
 gone() { ! orlop status | grep -q kept; }
 
 install -m 0755 -t /usr/local/bin build/bin/orlop build/bin/orlop-conmon build/bin/orlop-kubelet
@@ -55,7 +55,6 @@ apiVersion: v1
 kind: Pod
 metadata: {name: kept}
 spec:
-  hostNetwork: true
   containers: [{name: nginx, image: "localhost/orlop-demo/nginx:1"}]
 END
 await 60 kept
