@@ -106,6 +106,7 @@ func TestKubeletKilled(t *testing.T) {
 	if err := node.forget(s.Context(), s.name, "finished"); err != nil {
 		t.Fatal(err)
 	}
+	time.Sleep(2 * time.Second) // a new kubelet begins with what the API server's cache has, which may be a moment behind
 	before := s.containerIDs("app=steady")
 	times := s.readySince("app=steady")
 	for range 3 {

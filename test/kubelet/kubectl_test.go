@@ -23,7 +23,7 @@ spec:
   containers:
   - name: main
     image: IMAGE
-    command: [sh, -c, "n=$(cat /job/n || echo 0); echo $((n+1)) > /job/n; for i in 1 2 3; do echo run $n line $i; done; [ $n = 0 ] && sleep 3 && exit 1; trap exit TERM; sleep 3; echo late; while :; do sleep 0.1; done"]
+    command: [sh, -c, "n=$(cat /job/n 2>/dev/null || echo 0); echo $((n+1)) > /job/n; for i in 1 2 3; do echo run $n line $i; done; [ $n = 0 ] && sleep 3 && exit 1; trap exit TERM; sleep 3; echo late; while :; do sleep 0.1; done"]
     volumeMounts: [{name: job, mountPath: /job}]
   volumes: [{name: job, emptyDir: {}}]
 `)
@@ -37,7 +37,7 @@ spec:
 		return nil
 	})
 	for _, tt := range []struct{ args, want string }{
-		{"--previous", "cat: can't open '/job/n': No such file or directory\nrun 0 line 1\nrun 0 line 2\nrun 0 line 3\n"},
+		{"--previous", "run 0 line 1\nrun 0 line 2\nrun 0 line 3\n"},
 		{"--tail=2", "run 1 line 3\nlate\n"},
 		{"--tail=0", ""},
 		{"--limit-bytes=8", "run 1 li"},
