@@ -61,6 +61,29 @@ func TestPeekLeavesTheZombie(t *testing.T) {
 	}
 }
 
+func TestZombies(t *testing.T) {
+	other, alive := start(t, "exec sleep 1000")
+	pid, pidfd := start(t, "exit 0")
+	if err := Ended(pidfd); err != nil {
+		t.Fatal(err)
+	}
+	zombies, err := Zombies()
+	if err != nil || len(zombies) != 1 || zombies[pid] == "" {
+		t.Errorf("zombies: %v, %v; want %d alone", zombies, err, pid)
+	}
+	Reap(pid)
+	if zombies, err := Zombies(); err != nil || len(zombies) > 0 {
+		t.Errorf("after Reap: %v, %v", zombies, err)
+	}
+	if err := unix.PidfdSendSignal(int(alive.Fd()), unix.SIGKILL, nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := Ended(alive); err != nil {
+		t.Error(err)
+	}
+	Reap(other)
+}
+
 // Processes that end together, and in another order than they are watched, are each told with their own code.
 func TestWatch(t *testing.T) {
 	var all []Foreign

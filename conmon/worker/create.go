@@ -235,6 +235,7 @@ func (m *making) run() error {
 	made, err := m.runtime.Create(m.id, m.request.Spec, m.request.SystemdCgroup, m.stdio)
 	m.libcontainer = time.Since(began)
 	if err != nil {
+		m.sweep()
 		return err
 	}
 	m.record.Pid, m.record.Cgroups, m.record.OOM = made.Pid, made.Cgroups, watchOOM(made.Cgroups)

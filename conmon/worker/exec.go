@@ -167,7 +167,11 @@ func (x *execution) start(ctx context.Context) (runtime.Process, error) {
 		return runtime.Process{}, err
 	}
 	defer done()
-	return x.runtime.Exec(x.args.ID, execSpec(x.record.Process, x.args.ExecRequest), x.leaf, x.stdio)
+	process, err := x.runtime.Exec(x.args.ID, execSpec(x.record.Process, x.args.ExecRequest), x.leaf, x.stdio)
+	if err != nil {
+		x.sweep()
+	}
+	return process, err
 }
 
 // awaitThaw keeps execs out of a container that is frozen. On cgroup v2 a process begins in its cgroup, and would stop

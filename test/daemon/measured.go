@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -11,26 +12,35 @@ import (
 	"github.com/orlop/orlop/test/kernel"
 )
 
-// Measured runs the tests of a suite and fails if they leave anything, whose name goes before what it prints. stock tells
-// what there is while no test runs.
-func Measured(suite string, m *testing.M, stock func() (kernel.Snapshot, error)) int {
-	before, err := settled(stock)
+// Measured runs the tests of a suite and fails if they leave anything, whose name goes before what it prints. warmUp is done
+// before each count, so that what is made once and stays is no leak; take counts.
+func Measured(suite string, m *testing.M, warmUp func() error, take func() (kernel.Snapshot, error)) int {
+	before, err := settled(warmUp, take)
 	if err != nil {
 		fmt.Printf("%s: before the tests: %v\n", suite, err)
 		return 1
 	}
-	return max(kernel.Main(m), Left(suite, before, stock))
+	code := kernel.Main(m)
+	if err := warmUp(); err != nil {
+		fmt.Printf("%s: after the tests: %v\n", suite, err)
+		return 1
+	}
+	return max(code, Left(suite, before, take))
 }
 
 // settled counts until nothing changes any more: what has just started lets go of some things only a moment later.
-func settled(stock func() (kernel.Snapshot, error)) (kernel.Snapshot, error) {
-	last, err := stock()
+func settled(warmUp func() error, take func() (kernel.Snapshot, error)) (kernel.Snapshot, error) {
+	if err := warmUp(); err != nil {
+		return nil, err
+	}
+	last, err := take()
 	if err != nil {
 		return nil, err
 	}
 	waitErr := criclient.Wait(context.Background(), 20*time.Second, func() bool {
+		time.Sleep(time.Second)
 		var next kernel.Snapshot
-		if next, err = stock(); err != nil {
+		if next, err = take(); err != nil {
 			return true
 		}
 		same := kernel.Compare(last, next) == ""
@@ -40,15 +50,18 @@ func settled(stock func() (kernel.Snapshot, error)) (kernel.Snapshot, error) {
 	return last, errors.Join(err, waitErr)
 }
 
+// patience is for what heals in the background. Go's runtime collects garbage at least each two minutes, and lets go of
+// some descriptors of processes only then.
+const patience = 150 * time.Second
+
 // Left compares what there is with what there was before, which it should be again: 1 if something is left, else 0.
-func Left(suite string, before kernel.Snapshot, stock func() (kernel.Snapshot, error)) int {
+func Left(suite string, before kernel.Snapshot, take func() (kernel.Snapshot, error)) int {
 	var after kernel.Snapshot
 	var err error
 	diff := ""
-	// What heals in the background may need a moment.
-	_ = criclient.Wait(context.Background(), 20*time.Second, func() bool {
-		after, err = stock()
-		diff = kernel.Compare(before, after)
+	_ = criclient.Wait(context.Background(), patience, func() bool {
+		after, err = take()
+		diff = kernel.Compare(withoutClosed(before, after), after)
 		return err != nil || diff == ""
 	})
 	fmt.Printf("%[1]s: before: %[2]v\n%[1]s: after:  %[3]v\n", suite, before, after)
@@ -57,4 +70,20 @@ func Left(suite string, before kernel.Snapshot, stock func() (kernel.Snapshot, e
 		return 1
 	}
 	return 0
+}
+
+// withoutClosed is before without descriptors that are closed now: that these were open was chance.
+func withoutClosed(before, after kernel.Snapshot) kernel.Snapshot {
+	open := map[string]int{}
+	for _, name := range after[kernel.Descriptors] {
+		open[name]++
+	}
+	out := maps.Clone(before)
+	out[kernel.Descriptors] = nil
+	for _, name := range before[kernel.Descriptors] {
+		if open[name]--; open[name] >= 0 {
+			out[kernel.Descriptors] = append(out[kernel.Descriptors], name)
+		}
+	}
+	return out
 }

@@ -136,20 +136,11 @@ func measured(m *testing.M) int {
 	if own == nil {
 		return kernel.Main(m)
 	}
-	code := daemon.Measured("e2e", m, stock)
+	code := daemon.Measured("e2e", m, warmUp, func() (kernel.Snapshot, error) { return kernel.Take(own.Scope()) })
 	if code != 0 {
 		fmt.Printf("e2e: the end of the daemon's log:\n%s\n", own.LogTail())
 	}
 	return code
-}
-
-// stock counts what there is after one pod of each kind was here: what is made once and stays, such as the bridge, is
-// no leak.
-func stock() (kernel.Snapshot, error) {
-	if err := warmUp(); err != nil {
-		return nil, err
-	}
-	return kernel.Take(own.Scope())
 }
 
 // warmUp runs a pod with a container, execs in it and removes both.

@@ -51,7 +51,7 @@ func run(dir string, m *testing.M) int {
 	code := 1
 	err = setUp(dir)
 	if err == nil {
-		code = daemon.Measured("kubelet", m, stock)
+		code = daemon.Measured("kubelet", m, func() error { return warmUp(nothing) }, stock)
 	} else {
 		fmt.Println("kubelet:", err)
 	}

@@ -27,11 +27,8 @@ func everything(dir string) (kernel.Snapshot, error) {
 	return kernel.Take(kernel.Scope{Dirs: []string{dir}, Cgroups: []string{"/orlop_test" + id + "*"}, Links: []string{linksDir}})
 }
 
-// stock counts what there is between tests, after one pod was here: what is made once and stays is no leak.
+// stock counts what there is between tests.
 func stock() (kernel.Snapshot, error) {
-	if err := warmUp(nothing); err != nil {
-		return nil, err
-	}
 	// Kubelets make them once.
 	for _, dir := range []string{"publish", "staging"} {
 		if err := os.MkdirAll(filepath.Join(node.dir, "root/plugins/kubernetes.io/csi/volumeDevices", dir), 0o755); err != nil {
