@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/resourceversion"
 	"k8s.io/apimachinery/pkg/util/strategicpatch"
 
 	"github.com/orlop/orlop/kubelet/cluster"
@@ -69,12 +70,7 @@ func (m *Manager) Get(uid types.UID) (v1.PodStatus, bool) {
 func (m *Manager) Set(uid types.UID, known *v1.Pod, s v1.PodStatus) {
 	m.mu.Lock()
 	e := m.entryLocked(uid)
-	if known != nil && (e.pod == nil || e.pod.UID != known.UID) {
-		e.sent = 0 // another object: the mirror was made anew
-	}
-	if known != nil {
-		e.pod = known
-	}
+	e.seeLocked(known)
 	if e.version == 0 || !equality.Semantic.DeepEqual(&e.status, &s) {
 		e.status = *s.DeepCopy()
 		e.version++
@@ -90,9 +86,7 @@ func (m *Manager) Set(uid types.UID, known *v1.Pod, s v1.PodStatus) {
 func (m *Manager) End(uid types.UID, known *v1.Pod) {
 	m.mu.Lock()
 	e := m.entryLocked(uid)
-	if known != nil {
-		e.pod = known
-	}
+	e.seeLocked(known)
 	e.ended = true
 	due := e.dueLocked()
 	m.mu.Unlock()
@@ -116,6 +110,33 @@ func (m *Manager) entryLocked(uid types.UID) *entry {
 		m.pods[uid] = &entry{}
 	}
 	return m.pods[uid]
+}
+
+// seeLocked takes the pod as the API server has it, unless that is older than what is known already: a watch may be behind
+// the answers to our own patches, and a patch is made of the difference to what the API server has now.
+func (e *entry) seeLocked(known *v1.Pod) {
+	switch {
+	case known == nil:
+	case e.pod == nil || e.pod.UID != known.UID: // another object: the mirror was made anew
+		e.pod, e.sent = known, 0
+	case newer(known, e.pod):
+		e.pod = known
+		if e.sent == e.version && !e.sending && e.disturbed() {
+			e.sent = 0
+		}
+	}
+}
+
+// newer compares two states of one object, see KEP-5504.
+func newer(a, b *v1.Pod) bool {
+	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
+	return err == nil && order > 0
+}
+
+// disturbed is true if somebody else has changed what we say of the pod.
+func (e *entry) disturbed() bool {
+	_, changed, err := difference(e.pod, merge(e.pod, *e.status.DeepCopy()))
+	return err == nil && changed
 }
 
 // dueLocked is true if there is something to send.
@@ -202,7 +223,9 @@ func (m *Manager) update(ctx context.Context, known *v1.Pod, status v1.PodStatus
 		updated, err = m.client.Pods.In(known.Namespace).Patch(ctx, known.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
 		if err == nil {
 			m.mu.Lock()
-			e.pod = updated
+			if newer(updated, e.pod) {
+				e.pod = updated
+			}
 			m.mu.Unlock()
 		}
 	}
