@@ -55,7 +55,15 @@ type Config struct {
 	UserIDs   *podfiles.UserIDs
 	Sources   []func(ctx context.Context, sink source.Sink)
 	Names     []string // of the sources: pods that no source has are not ended before each has been read once
+	Metrics   Metrics
 	Log       *slog.Logger
+}
+
+// Metrics counts what is done for pods.
+type Metrics interface {
+	PodWorked(operation string, took time.Duration)
+	PodStarted(took time.Duration)
+	Listed(took time.Duration)
 }
 
 // Timing is what of the configuration bears on pods.
@@ -121,7 +129,7 @@ func New(cfg Config) *Kubelet {
 		crashes: backoff.New(cfg.Timing.FirstDelay, cfg.Timing.LastDelay),
 	}
 	k.pods = newRegistry(k)
-	k.watcher = runtime.NewWatcher(k.reader, k.runtimeChanged, cfg.Log)
+	k.watcher = runtime.NewWatcher(k.reader, k.runtimeChanged, cfg.Metrics.Listed, cfg.Log)
 	k.probes = probe.New(probe.Config{Exec: k.Exec, Changed: k.pods.wake, Event: k.containerEvent, Log: cfg.Log})
 	k.hooks = lifecycle.New(lifecycle.Config{Exec: k.Exec, Event: func(p *v1.Pod, kind, reason, message string) {
 		k.cfg.Events.Event(p, kind, reason, message)

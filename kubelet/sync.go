@@ -280,6 +280,7 @@ func (w *worker) refresh(ctx context.Context, p *v1.Pod, do plan.Plan) error {
 func (w *worker) report(ctx context.Context, v view, have *runtime.Pod) v1.PodStatus {
 	known := w.apiPod(v.pod)
 	s := w.describe(ctx, v, have)
+	w.countStart(&s)
 	w.k.status.Set(w.uid, known, s)
 	w.k.changes.ring()
 	if v.stage == syncing {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
@@ -57,7 +58,11 @@ type worker struct {
 	resizing *v1.PodCondition // of a resize that is under way or waits
 	hooked   string           // the ID of the container whose postStart hook runs
 
+	began   time.Time   // when the pod was first seen here
+	counted atomic.Bool // its start, see countStart
+
 	// What only the worker's goroutine touches.
+	passes  int               // over the pod so far
 	retries int               // failures in a row
 	stopped bool              // liveness probes were ended
 	tried   map[string]string // resources that containers were given, by their IDs
@@ -66,7 +71,7 @@ type worker struct {
 func newWorker(k *Kubelet, p *v1.Pod) *worker {
 	w := &worker{
 		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1),
-		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), reasons: map[string]v1.ContainerStateWaiting{}, tried: map[string]string{},
+		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), began: time.Now(), reasons: map[string]v1.ContainerStateWaiting{}, tried: map[string]string{},
 	}
 	w.poke()
 	return w
@@ -261,7 +266,9 @@ func (w *worker) run(ctx context.Context) {
 		case <-wait.C:
 		}
 		turn, v := w.begin(ctx)
+		began := time.Now()
 		again, gone, err := w.turn(turn, v)
+		w.k.cfg.Metrics.PodWorked(w.operation(v.stage), time.Since(began))
 		cut := turn.Err() != nil
 		w.finish()
 		switch {
@@ -277,6 +284,36 @@ func (w *worker) run(ctx context.Context) {
 			again = 0 // broken off for something more urgent
 		}
 		wait.Reset(again)
+	}
+}
+
+// operation is kubelet's name for a pass.
+func (w *worker) operation(s stage) string {
+	w.passes++
+	switch {
+	case s != syncing:
+		return "kill"
+	case w.passes == 1:
+		return "create"
+	}
+	return "sync"
+}
+
+// countStart counts how long the pod took until its containers ran, once. One that ran before this process did counts for
+// nothing.
+func (w *worker) countStart(s *v1.PodStatus) {
+	if s.Phase != v1.PodRunning || len(s.ContainerStatuses) == 0 || w.counted.Load() {
+		return
+	}
+	fresh := false
+	for _, c := range s.ContainerStatuses {
+		if c.State.Running == nil {
+			return
+		}
+		fresh = fresh || c.State.Running.StartedAt.After(w.began)
+	}
+	if !w.counted.Swap(true) && fresh {
+		w.k.cfg.Metrics.PodStarted(time.Since(w.began))
 	}
 }
 

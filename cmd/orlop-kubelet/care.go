@@ -21,6 +21,7 @@ func (p *parts) makeCare(context.Context) error {
 		Node: p.name, Runtime: p.runtime, Images: p.runtime.Images, Pods: p.kubelet.Pods, Volumes: p.volumes.Usage, RootDir: p.flags.RootDir,
 		PodLogs: c.PodLogsDir, PodsDir: p.cgroups.PodsPath(), Log: p.log,
 	})
+	p.metrics.MustRegister(p.stats.Claims())
 	p.images = imagegc.New(imagegc.Config{
 		Runtime:     imagegc.Runtime{Images: p.runtime.Images, Containers: p.runtime},
 		HighPercent: int(*c.ImageGCHighThresholdPercent), LowPercent: int(*c.ImageGCLowThresholdPercent),

@@ -27,6 +27,7 @@ const (
 type Watcher struct {
 	reader  *Reader
 	changed func(uid types.UID)
+	listed  func(took time.Duration)
 	log     *slog.Logger
 
 	streamAt atomic.Int64 // when the stream of events was opened, nanoseconds since 1970; 0 without one
@@ -34,9 +35,10 @@ type Watcher struct {
 	relist   chan struct{}
 }
 
-// NewWatcher calls changed, which must not block, for each pod in which something happened.
-func NewWatcher(reader *Reader, changed func(uid types.UID), log *slog.Logger) *Watcher {
-	w := &Watcher{reader: reader, changed: changed, log: log, relist: make(chan struct{}, 1)}
+// NewWatcher calls changed, which must not block, for each pod in which something happened, and listed for each list of all
+// pods.
+func NewWatcher(reader *Reader, changed func(uid types.UID), listed func(took time.Duration), log *slog.Logger) *Watcher {
+	w := &Watcher{reader: reader, changed: changed, listed: listed, log: log, relist: make(chan struct{}, 1)}
 	w.listedAt.Store(time.Now().UnixNano())
 	return w
 }
@@ -59,7 +61,9 @@ func (w *Watcher) Run(ctx context.Context) {
 	defer func() { <-done }()
 	known := map[types.UID]*Listed{}
 	for {
+		began := time.Now()
 		if now, err := w.reader.List(ctx); err == nil {
+			w.listed(time.Since(began))
 			w.listedAt.Store(time.Now().UnixNano())
 			for uid := range differ(known, now) {
 				w.changed(uid)

@@ -388,6 +388,21 @@ scrape_error 0
 	}
 }
 
+// A claim has one size, however many pods use it, and volumes without a claim are nobody's to watch.
+func TestClaimMetrics(t *testing.T) {
+	p := provider(t, &fakeRuntime{pods: []*cri.PodSandboxStats{podStats()}})
+	p.cfg.Volumes = func(types.UID) []api.VolumeStats {
+		claim := api.VolumeStats{PVCRef: &api.PVCReference{Namespace: "ns", Name: "data"}, FsStats: api.FsStats{CapacityBytes: new(uint64(100)), UsedBytes: new(uint64(7))}}
+		return append(volumes("uid"), claim, claim)
+	}
+	want := `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="data"} 100
+kubelet_volume_stats_used_bytes{namespace="ns",persistentvolumeclaim="data"} 7
+`
+	if diff := cmp.Diff(want, scrape(t, p.Claims())); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestCadvisorMetrics(t *testing.T) {
 	f := &fakeRuntime{pods: []*cri.PodSandboxStats{podStats()}}
 	want := `container_cpu_usage_seconds_total{container="",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2 6000

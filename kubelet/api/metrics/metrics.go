@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -21,6 +22,9 @@ type Metrics struct {
 	*prometheus.Registry
 	podStart   prometheus.Histogram
 	podWorker  *prometheus.HistogramVec
+	list       prometheus.Histogram
+	interval   prometheus.Histogram
+	listedAt   atomic.Int64 // nanoseconds since 1970; 0 before the first time
 	operations *prometheus.CounterVec
 	failures   *prometheus.CounterVec
 	durations  *prometheus.HistogramVec
@@ -41,6 +45,12 @@ func New(node string, pods func() []*v1.Pod) *Metrics {
 			Name: "kubelet_pod_worker_duration_seconds", Help: "Seconds that one pass over one pod took, by kind of pass.",
 			Buckets: prometheus.DefBuckets,
 		}, []string{"operation_type"}),
+		list: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kubelet_pleg_relist_duration_seconds", Help: "Seconds that listing all pods of the runtime took.", Buckets: prometheus.DefBuckets,
+		}),
+		interval: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "kubelet_pleg_relist_interval_seconds", Help: "Seconds between two lists of all pods of the runtime.", Buckets: prometheus.DefBuckets,
+		}),
 		operations: counters("kubelet_runtime_operations_total", "Calls of the runtime, by operation.", "operation_type"),
 		failures:   counters("kubelet_runtime_operations_errors_total", "Calls of the runtime that failed, by operation.", "operation_type"),
 		durations: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -60,7 +70,7 @@ func New(node string, pods func() []*v1.Pod) *Metrics {
 		Name: "kubelet_node_name", Help: "The name of the node. The value is always 1.", ConstLabels: prometheus.Labels{"node": node},
 	})
 	nodeName.Set(1)
-	m.MustRegister(m.podStart, m.podWorker, m.operations, m.failures, m.durations, m.requests, nodeName, running{pods},
+	m.MustRegister(m.podStart, m.podWorker, m.list, m.interval, m.operations, m.failures, m.durations, m.requests, nodeName, running{pods},
 		m.shutdownBegin, m.shutdownEnd,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -76,6 +86,15 @@ func (m *Metrics) PodStarted(took time.Duration) { m.podStart.Observe(took.Secon
 // PodWorked counts one pass over a pod. kubelet's operations are "create", "update", "sync" and "kill".
 func (m *Metrics) PodWorked(operation string, took time.Duration) {
 	m.podWorker.WithLabelValues(operation).Observe(took.Seconds())
+}
+
+// Listed counts one list of all pods of the runtime.
+func (m *Metrics) Listed(took time.Duration) {
+	m.list.Observe(took.Seconds())
+	now := time.Now().UnixNano()
+	if last := m.listedAt.Swap(now); last != 0 {
+		m.interval.Observe(time.Duration(now - last).Seconds())
+	}
 }
 
 // Request counts a request to the API. root is the first part of the path, serverType "readwrite" or "readonly".

@@ -40,6 +40,8 @@ func TestMetrics(t *testing.T) {
 	})
 	m.PodStarted(150 * time.Millisecond)
 	m.PodWorked("sync", time.Millisecond)
+	m.Listed(time.Millisecond)
+	m.Listed(time.Millisecond)
 	m.Request("GET", "pods", "readonly", false)
 	m.Shutdown(time.Unix(1, 0), time.Time{})
 	failure := errors.New("down")
@@ -53,6 +55,8 @@ func TestMetrics(t *testing.T) {
 	promhttp.HandlerFor(m, promhttp.HandlerOpts{}).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{
 		"kubelet_pod_start_duration_seconds_bucket{le=\"0.2\"} 1\n",
+		"kubelet_pleg_relist_duration_seconds_count 2\n",
+		"kubelet_pleg_relist_interval_seconds_count 1\n",
 		"kubelet_graceful_shutdown_start_time_seconds 1\n",
 		"kubelet_graceful_shutdown_end_time_seconds 0\n",
 		"kubelet_pod_worker_duration_seconds_count{operation_type=\"sync\"} 1\n",
