@@ -29,17 +29,23 @@ import (
 	rspec "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
+
+	"github.com/orlop/orlop/oci/runtime/filter"
 )
 
 // ErrNotExist means that the container is not there, or not whole.
 var ErrNotExist = errors.New("container does not exist")
 
 // Runtime is safe for concurrent use, also for one container.
-type Runtime struct{ root string }
+type Runtime struct {
+	root    string
+	filters filter.Cache
+}
 
 // Init is what libcontainer's child does; it does not return if this process is one.
 func Init() {
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		filter.Adopt()
 		libcontainer.Init()
 	}
 }
@@ -80,7 +86,7 @@ func (r *Runtime) Create(id string, spec *rspec.Spec, systemd bool, stdio Stdio)
 	if err != nil {
 		return Created{}, err
 	}
-	if err := c.Start(process); err != nil {
+	if err := r.start(c, process); err != nil {
 		return Created{}, errors.Join(err, c.Destroy())
 	}
 	state, err := c.State()
@@ -88,6 +94,19 @@ func (r *Runtime) Create(id string, spec *rspec.Spec, systemd bool, stdio Stdio)
 		return Created{}, errors.Join(err, c.Signal(unix.SIGKILL))
 	}
 	return Created{Pid: state.InitProcessPid, Cgroups: state.CgroupPaths}, nil
+}
+
+// start has libcontainer start a process, with the filter that its seccomp profile stands for.
+func (r *Runtime) start(c *libcontainer.Container, process *libcontainer.Process) error {
+	if profile := c.Config().Seccomp; profile != nil {
+		f, err := r.filters.File(profile)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		process.ExtraFiles = []*os.File{f}
+	}
+	return c.Start(process)
 }
 
 // OpenStart lets the created process run: it waits until somebody reads from its fifo, writes a byte into it and
@@ -197,7 +216,7 @@ func (r *Runtime) Exec(id string, p *rspec.Process, leaf Leaf, stdio Stdio) (Pro
 		return Process{}, err
 	}
 	process.SubCgroupPaths = leaf.sub
-	if err := c.Start(process); err != nil {
+	if err := r.start(c, process); err != nil {
 		return Process{}, err
 	}
 	pid, err := process.Pid()

@@ -277,6 +277,9 @@ func processes(s Scope, snap Snapshot) error {
 
 var numbers = regexp.MustCompile(`\d+`)
 
+// keptFilters is how many compiled seccomp profiles a monitor may keep (oci/runtime/filter).
+const keptFilters = 16
+
 // descriptors names an open file by what it is; of sockets and pipes only the kind, as their numbers mean nothing.
 func descriptors(s Scope, snap Snapshot) error {
 	for _, pid := range s.Pids {
@@ -292,10 +295,16 @@ func descriptors(s Scope, snap Snapshot) error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		filters := 0
 		for _, e := range entries {
 			target, err := os.Readlink(filepath.Join(dir, e.Name()))
 			if err != nil {
 				continue
+			}
+			if strings.HasPrefix(target, "/memfd:seccomp ") {
+				if filters++; filters <= keptFilters {
+					continue
+				}
 			}
 			if !strings.HasPrefix(target, "/") {
 				target = numbers.ReplaceAllString(target, "*")
