@@ -58,6 +58,9 @@ func writeAtomic(dir string, files map[string]file, who owner) error {
 	return nil
 }
 
+// errDiffers ends a walk over what is on disk.
+var errDiffers = errors.New("differs")
+
 // holds compares what is on disk with what should be.
 func holds(dir string, files map[string]file) bool {
 	count := 0
@@ -75,7 +78,7 @@ func holds(dir string, files map[string]file) bool {
 			return err
 		}
 		if !ok || !bytes.Equal(data, f.data) {
-			return fs.SkipAll
+			return errDiffers
 		}
 		count++
 		return nil

@@ -104,13 +104,26 @@ func (m *Manager) bound(ctx context.Context, p *v1.Pod, name string, v csi.Volum
 			return made{}, fmt.Errorf("PV %s: local.path: %w", v.PV.Name, err)
 		}
 		if info.IsDir() && !v.ReadOnly {
-			err = setGroup(s.Local.Path, p, groupWrite)
+			err = m.giveLocal(p, name, s.Local.Path)
 		}
-		return made{path: s.Local.Path}, err
+		return made{kind: localKind, path: s.Local.Path}, err
 	case s.CSI != nil:
 		return m.csi(ctx, v)
 	}
 	return made{}, &UnsupportedError{name, "persistentVolumeClaim of a PersistentVolume that is neither csi nor hostPath nor local"}
+}
+
+// giveLocal gives a local volume to the pod's fsGroup, once for each pod: when this process is started anew, files of a running
+// pod stay as they are. The sign that it is done is the directory at which kubelet would mount the volume.
+func (m *Manager) giveLocal(p *v1.Pod, name, path string) error {
+	sign := m.dir(p.UID, localKind, name)
+	if _, err := os.Stat(sign); err == nil {
+		return nil
+	}
+	if err := setGroup(path, p, groupWrite); err != nil {
+		return err
+	}
+	return os.MkdirAll(sign, 0o750)
 }
 
 // inline is a volume that a driver makes for this pod alone.

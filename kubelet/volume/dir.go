@@ -23,6 +23,7 @@ const (
 	secretKind    = "secret"
 	downwardKind  = "downward-api"
 	projectedKind = "projected"
+	localKind     = "local-volume"
 )
 
 // emptyDir is a directory for all users, on disk or in memory, that lives as long as the pod.
@@ -35,7 +36,7 @@ func (m *Manager) emptyDir(p *v1.Pod, v *v1.Volume) (made, error) {
 	fstype, options := "", ""
 	switch medium := v.EmptyDir.Medium; {
 	case medium == v1.StorageMediumDefault:
-		return done, setGroup(dir, p, groupWrite)
+		return done, setRootGroup(dir, p)
 	case medium == v1.StorageMediumMemory:
 		fstype, options = "tmpfs", memoryOptions(p, v.EmptyDir.SizeLimit)
 	case strings.HasPrefix(string(medium), string(v1.StorageMediumHugePages)):
@@ -50,7 +51,7 @@ func (m *Manager) emptyDir(p *v1.Pod, v *v1.Volume) (made, error) {
 	if err := mountOnce(dir, fstype, options); err != nil {
 		return made{}, err
 	}
-	return done, setGroup(dir, p, groupWrite)
+	return done, setRootGroup(dir, p)
 }
 
 // memoryOptions limit a tmpfs to what the volume, and the pod's memory, may take (KEP-1967).

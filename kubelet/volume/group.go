@@ -87,6 +87,23 @@ func setGroup(dir string, p *v1.Pod, bits fs.FileMode) error {
 	})
 }
 
+// setRootGroup gives an emptyDir to the pod's fsGroup: it is empty when it is made, and what a running pod has put into it since
+// stays as the pod wants it.
+func setRootGroup(dir string, p *v1.Pod) error {
+	gid := ownerFor(p).gid
+	if gid == noID || rootFits(dir, gid, groupWrite) {
+		return nil
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(dir, noID, gid); err != nil {
+		return fmt.Errorf("fsGroup: %w", err)
+	}
+	return os.Chmod(dir, groupMode(info, groupWrite))
+}
+
 func groupMode(info fs.FileInfo, bits fs.FileMode) fs.FileMode {
 	mode := info.Mode()&(fs.ModePerm|fs.ModeSetuid|fs.ModeSticky) | bits
 	if info.IsDir() {

@@ -33,7 +33,7 @@ func (m *Manager) Usage(uid types.UID) []stats.VolumeStats {
 	m.mu.Unlock()
 	var out []stats.VolumeStats
 	for name, v := range volumes {
-		if v.kind == "" { // not the pod's own
+		if v.kind == "" || (v.kind == localKind && v.device != "") { // not the pod's own, or not a file system
 			continue
 		}
 		fs, ok := m.usageOf(uid, v)
@@ -47,8 +47,12 @@ func (m *Manager) Usage(uid types.UID) []stats.VolumeStats {
 
 // usageOf is what one volume holds: as its driver told, or as it was counted.
 func (m *Manager) usageOf(uid types.UID, v made) (stats.FsStats, bool) {
-	if v.kind == csiKind {
+	switch v.kind {
+	case csiKind:
 		return m.cfg.CSI.Stats(uid, v.name)
+	case localKind:
+		fs, err := wholeFS(v.path)
+		return fs, err == nil
 	}
 	fs, err := m.usage.of(v.path)
 	return fs, err == nil
@@ -75,19 +79,29 @@ func (u *measured) of(path string) (stats.FsStats, error) {
 	if err != nil {
 		return stats.FsStats{}, err
 	}
+	fs, err := wholeFS(path)
+	if err != nil {
+		return stats.FsStats{}, err
+	}
+	fs.UsedBytes, fs.InodesUsed = &bytes, &inodes
+	u.mu.Lock()
+	u.known[path] = fs
+	u.mu.Unlock()
+	return fs, nil
+}
+
+// wholeFS is what the file system at a path holds. A local volume is taken for all of its file system, as kubelet has it:
+// usually it is, and to walk it would take long.
+func wholeFS(path string) (stats.FsStats, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(path, &st); err != nil {
 		return stats.FsStats{}, err
 	}
 	size := uint64(st.Bsize)
-	fs := stats.FsStats{
-		Time: metav1.Now(), UsedBytes: &bytes, InodesUsed: &inodes,
+	return stats.FsStats{
+		Time: metav1.Now(), UsedBytes: new((st.Blocks - st.Bfree) * size), InodesUsed: new(st.Files - st.Ffree),
 		AvailableBytes: new(st.Bavail * size), CapacityBytes: new(st.Blocks * size), Inodes: new(st.Files), InodesFree: new(st.Ffree),
-	}
-	u.mu.Lock()
-	u.known[path] = fs
-	u.mu.Unlock()
-	return fs, nil
+	}, nil
 }
 
 // forget drops what was measured below a directory.

@@ -61,7 +61,7 @@ type Manager struct {
 
 // made is a volume that is there.
 type made struct {
-	kind     string              // of its directory: "configmap", "empty-dir", …; "" if it is not below the pod's
+	kind     string              // of its directory: "configmap", "empty-dir", …; "" if it has none below the pod's
 	path     string              // on the node; "" for an image and a device
 	device   string              // a block device
 	name     string              // of its directory, if its kind is "csi"

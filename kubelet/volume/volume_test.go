@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,6 +159,15 @@ func TestConfigMap(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(dir, first)); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the old content is left: %v", err)
 	}
+	for _, data := range []map[string]string{{"a": "changed", "z": "last"}, {"a": "changed"}} {
+		o.configMaps["cm"] = &v1.ConfigMap{Data: data}
+		if err := m.Setup(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if got := content(t, dir); !maps.Equal(got, data) {
+			t.Errorf("%v, want %v", got, data)
+		}
+	}
 	delete(o.configMaps, "cm")
 	if err := m.Setup(t.Context(), p); err == nil || !strings.Contains(err.Error(), `MountVolume.SetUp failed for volume "v"`) {
 		t.Errorf("without its object: %v", err)
@@ -258,6 +268,41 @@ func TestEmptyDir(t *testing.T) {
 	}
 }
 
+// TestGroupOfRunningPod: when this process is started anew, what a running pod keeps from its group stays so.
+func TestGroupOfRunningPod(t *testing.T) {
+	kernel.Require(t, kernel.Root)
+	group, data := int64(2000), t.TempDir()
+	o := &objects{
+		claims:  map[string]*v1.PersistentVolumeClaim{"c": {Spec: v1.PersistentVolumeClaimSpec{VolumeName: "pv"}}},
+		volumes: map[string]*v1.PersistentVolume{"pv": {Spec: v1.PersistentVolumeSpec{PersistentVolumeSource: v1.PersistentVolumeSource{Local: &v1.LocalVolumeSource{Path: data}}}}},
+	}
+	m := manager(t, o)
+	p := podWith(
+		volume("empty", v1.VolumeSource{EmptyDir: &v1.EmptyDirVolumeSource{}}),
+		volume("local", v1.VolumeSource{PersistentVolumeClaim: &v1.PersistentVolumeClaimVolumeSource{ClaimName: "c"}}),
+	)
+	p.Spec.SecurityContext = &v1.PodSecurityContext{FSGroup: &group}
+	for start := range 2 {
+		again := New(m.cfg)
+		if err := again.Setup(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{again.dir("u", emptyDirKind, "empty"), data} {
+			if info, err := os.Stat(dir); err != nil || ownerOf(info).gid != 2000 {
+				t.Errorf("%s is not of the group: %v", dir, err)
+			}
+			file := filepath.Join(dir, "private")
+			if start == 0 {
+				if err := os.WriteFile(file, nil, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			} else if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v", file, info.Mode(), err)
+			}
+		}
+	}
+}
+
 func TestHostPath(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "file")
@@ -308,6 +353,9 @@ func TestClaim(t *testing.T) {
 	o.claims["c"].Spec.VolumeName = "pv"
 	if err := m.Setup(t.Context(), p); err != nil {
 		t.Fatal(err)
+	}
+	if got := m.Usage("u"); len(got) != 1 || got[0].PVCRef == nil || *got[0].CapacityBytes == 0 || *got[0].UsedBytes == 0 {
+		t.Errorf("the claim's use is %v", got)
 	}
 	p.Spec.Containers[0].VolumeMounts = []v1.VolumeMount{{Name: "v", MountPath: "/data", SubPath: "part"}}
 	mounts := m.mounts(t, p)
