@@ -51,10 +51,7 @@ func Connect(ctx context.Context, cfg Config, events func(Event), resync func())
 // Close disconnects. The monitor goes on, unless there is no container.
 func (c *Client) Close() error {
 	c.stop()
-	c.mu.Lock()
-	peer := c.peer
-	c.mu.Unlock()
-	if peer != nil {
+	if peer := c.connected(); peer != nil {
 		peer.Close()
 	}
 	<-c.done
@@ -112,9 +109,7 @@ func (c *Client) reconnect(life context.Context, served <-chan struct{}) {
 	for {
 		if served != nil {
 			<-served
-			c.mu.Lock()
-			c.peer, c.ready = nil, make(chan struct{})
-			c.mu.Unlock()
+			c.lost(c.connected())
 		}
 		if life.Err() != nil {
 			return
@@ -129,6 +124,21 @@ func (c *Client) reconnect(life context.Context, served <-chan struct{}) {
 		case <-time.After(pauseTime):
 		case <-life.Done():
 		}
+	}
+}
+
+func (c *Client) connected() *wire.Peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.peer
+}
+
+// lost has calls wait for the next connection. Whoever sees the end of this one first says so.
+func (c *Client) lost(peer *wire.Peer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if peer != nil && c.peer == peer {
+		c.peer, c.ready = nil, make(chan struct{})
 	}
 }
 
@@ -155,9 +165,7 @@ func (c *Client) call(ctx context.Context, method string, body, answer any, file
 	case <-ctx.Done():
 		return nil, fmt.Errorf("monitor: %s: %w: %w", method, ErrUnavailable, ctx.Err())
 	}
-	c.mu.Lock()
-	peer := c.peer
-	c.mu.Unlock()
+	peer := c.connected()
 	if peer == nil {
 		return nil, fmt.Errorf("monitor: %s: %w", method, ErrUnavailable)
 	}
@@ -165,6 +173,7 @@ func (c *Client) call(ctx context.Context, method string, body, answer any, file
 	var remote *wire.RemoteError
 	switch {
 	case errors.Is(err, wire.ErrClosed):
+		c.lost(peer)
 		return nil, fmt.Errorf("monitor: %s: %w", method, ErrUnavailable)
 	case errors.As(err, &remote):
 		if known := wireCodes[remote.Code]; known != nil {

@@ -60,11 +60,13 @@ type node struct {
 	resync atomic.Int32
 }
 
-func newNode(t testing.TB) *node {
+func newNode(t testing.TB) *node { return newNodeOf(t, binary) }
+
+func newNodeOf(t testing.TB, program string) *node {
 	kernel.Require(t, kernel.Root)
 	dir := t.TempDir()
 	n := &node{t: t, dir: dir, cgroup: fmt.Sprintf("/orlop-test-%d-%d", os.Getpid(), rand.Uint32()), cfg: conmon.Config{
-		Path: binary, RunDir: filepath.Join(dir, "run"), ExitDir: filepath.Join(dir, "exits"),
+		Path: program, RunDir: filepath.Join(dir, "run"), ExitDir: filepath.Join(dir, "exits"),
 	}}
 	if err := os.MkdirAll(filepath.Join(dir, "root"), 0o755); err != nil {
 		t.Fatal(err)
@@ -913,7 +915,98 @@ func TestKillMonitor(t *testing.T) {
 		name  string
 		index int
 	}{{"keeper", 0}, {"worker", 1}} {
-		t.Run(who.name, func(t *testing.T) { killRounds(t, who.index) })
+		t.Run(who.name, func(t *testing.T) {
+			n := newNode(t)
+			n.rounds(func() {
+				if pids := n.monitors(); len(pids) == 2 {
+					if err := unix.Kill(pids[who.index], unix.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+				}
+			})
+		})
+	}
+}
+
+// The monitor's program is replaced again and again meanwhile; both of its processes go on as the new one.
+func TestUpgrade(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "orlop-conmon")
+	install(t, binary, program)
+	n := newNodeOf(t, program)
+	if done, err := n.Upgrade(t.Context()); err != nil || done {
+		t.Errorf("%v, %v, and there is nothing newer", done, err)
+	}
+	keeper := n.monitors()[0]
+	n.rounds(func() {
+		install(t, binary, program)
+		if done, err := n.Upgrade(t.Context()); err != nil || !done {
+			t.Fatalf("%v, %v", done, err)
+		}
+		now := n.monitors()
+		if len(now) != 2 || now[0] != keeper {
+			t.Fatalf("monitors %v, and the keeper was %d", now, keeper)
+		}
+		for _, pid := range now {
+			if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil || exe != program {
+				t.Fatalf("%d is %s, %v", pid, exe, err)
+			}
+		}
+	})
+}
+
+// install puts a copy of a program in the place of another one.
+func install(t testing.TB, from, to string) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(to+".new", data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(to+".new", to); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A program that does not run, or can't read what this one leaves, is not taken: the monitor and its containers stay.
+func TestUpgradeRefused(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "orlop-conmon")
+	install(t, binary, program)
+	n := newNodeOf(t, program)
+	n.run(n.request("c", "while :; do echo alive; sleep 0.01; done"))
+	before := n.monitors()
+	for _, tt := range []struct{ script, want string }{
+		{"#!/bin/sh\nexit 3\n", "exit status 3"},
+		{"#!/bin/sh\necho two\n", "is no number"},
+		{"#!/bin/sh\necho 1000\n", "has version 1000"},
+		{"#!/nowhere\n", "no such file"},
+	} {
+		if err := os.WriteFile(program+".bad", []byte(tt.script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		install(t, program+".bad", program)
+		if done, err := n.Upgrade(t.Context()); err == nil || done || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: %v, %v; want %q", tt.script, done, err, tt.want)
+		}
+	}
+	if now := n.monitors(); !slices.Equal(now, before) {
+		t.Errorf("monitors %v, before %v", now, before)
+	}
+	// One that seems to be right, and whose file is gone when it is executed: the worker ended for nothing.
+	vanishing := fmt.Sprintf("#!/bin/sh\necho %d\nrm $0\n", conmon.Version)
+	if err := os.WriteFile(program+".bad", []byte(vanishing), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	install(t, program+".bad", program)
+	if done, err := n.Upgrade(t.Context()); err == nil || done || !strings.Contains(err.Error(), "could not become") {
+		t.Errorf("%v, %v", done, err)
+	}
+	if now := n.monitors(); len(now) != 2 || now[0] != before[0] {
+		t.Errorf("monitors %v, before %v", now, before)
+	}
+	if out, _, err := n.execOut(conmon.ExecRequest{ID: "c", Args: []string{"echo", "alive"}}); err != nil || out != "alive\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 
@@ -946,8 +1039,10 @@ func TestKillInTurn(t *testing.T) {
 
 const killedRounds = 12
 
-func killRounds(t *testing.T, index int) {
-	n := newNode(t)
+// rounds has containers write, end, and be made, while something is done to the monitor again and again.
+func (n *node) rounds(disturb func()) {
+	n.t.Helper()
+	t := n.t
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -960,11 +1055,7 @@ func killRounds(t *testing.T, index int) {
 		id := "spam" + strconv.Itoa(round)
 		n.insist(n.request(id, spam))
 		time.Sleep(time.Duration(random.IntN(30)) * time.Millisecond)
-		if pids := n.monitors(); len(pids) == 2 {
-			if err := unix.Kill(pids[index], unix.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-		}
+		disturb()
 		waitFor(t, "exec to work again", func() bool {
 			out, _, err := n.execOut(conmon.ExecRequest{ID: "long", Args: []string{"echo", "alive"}})
 			return err == nil && out == "alive\n"
@@ -973,7 +1064,7 @@ func killRounds(t *testing.T, index int) {
 	}
 	stop()
 	n.checkSpam("slow", 400, 12)
-	list, err := n.List(t.Context())
+	list, err := n.List(context.Background())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,8 @@ const (
 	MethodReopenLog  = "reopenLog"
 	MethodDelete     = "delete"
 	MethodList       = "list"
+	MethodProgram    = "program" // which program the monitor is
+	MethodUpgrade    = "upgrade" // go on as another one; the connection ends instead of an answer
 	MethodExited     = "exited"
 )
 

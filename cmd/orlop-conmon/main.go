@@ -3,6 +3,7 @@
 //
 //	orlop-conmon keeper --run-dir DIR --exit-dir DIR    holds descriptors, collects exits, starts the worker
 //	orlop-conmon worker --run-dir DIR --exit-dir DIR    runs containers, copies logs
+//	orlop-conmon version                                the version of what one monitor leaves to the next
 //	orlop-conmon init                                   what libcontainer executes in a container
 //	/init                                               the first process of a pod that shares its PID namespace
 package main
@@ -18,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/conmon/keeper"
 	"github.com/orlop/orlop/conmon/worker"
 	"github.com/orlop/orlop/oci/runtime"
@@ -32,6 +34,10 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 1 && args[0] == "version" {
+		fmt.Println(conmon.Version)
+		return nil
+	}
 	if len(args) == 0 || (args[0] != "keeper" && args[0] != "worker") {
 		return errors.New("it is started by orlop serve, as: orlop-conmon keeper --run-dir DIR --exit-dir DIR")
 	}

@@ -61,8 +61,19 @@ func openNode(ctx context.Context, c config.Config, log *slog.Logger) (_ *node, 
 	if n.server, err = server.New(ctx, cfg, deps, log); err != nil {
 		return nil, err
 	}
+	n.upgradeMonitor(ctx, log)
 	n.cancelWork = sync.OnceValue(n.server.Close)
 	return n, nil
+}
+
+// upgradeMonitor has a monitor that an earlier version of the daemon started go on as the program that is installed now.
+func (n *node) upgradeMonitor(ctx context.Context, log *slog.Logger) {
+	switch done, err := n.monitor.Upgrade(ctx); {
+	case err != nil:
+		log.Warn("monitor is not upgraded, and goes on as it is", "err", err)
+	case done:
+		log.Info("monitor upgraded")
+	}
 }
 
 // openParts opens what the server works with.

@@ -27,16 +27,21 @@ type Handoff struct {
 type Held struct {
 	Pid   int            `json:"pid,omitempty"`
 	OOM   conmon.OOM     `json:"oom,omitzero"`
+	Ended bool           `json:"ended,omitempty"` // and its exit has been recorded
 	Files map[string]int `json:"files"`
 }
 
+// Self is the program that this process runs, also if its file has been replaced.
+const Self = "/proc/self/exe"
+
 const handoffEnv = "ORLOP_CONMON_HANDOFF" // the number of a descriptor to read a Handoff from
 
-// Become turns this process into the keeper. It returns only if that failed. Nothing else may fork meanwhile, since a
-// child would inherit what is handed over.
-func Become(cfg Config, h Handoff) error {
+// Become turns this process into the keeper that program is. It returns only if that failed. Nothing else may fork
+// meanwhile, since a child would inherit what is handed over.
+func Become(program string, cfg Config, h Handoff) error {
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
+	defer func() { _ = h.inherit(false) }()
 	fd, err := unix.MemfdCreate("orlop-handoff", 0) // inherited
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
@@ -49,18 +54,23 @@ func Become(cfg Config, h Handoff) error {
 	if _, err := unix.Seek(fd, 0, io.SeekStart); err != nil {
 		return os.NewSyscallError("lseek", err)
 	}
-	for _, c := range h.Held {
-		for _, n := range c.Files {
-			if err := inherit(n, true); err != nil {
-				return err
-			}
-		}
-	}
-	if err := errors.Join(inherit(h.Listener, true), inherit(h.Lock, true)); err != nil {
+	if err := h.inherit(true); err != nil {
 		return err
 	}
 	args := []string{"orlop-conmon", "keeper", "--run-dir", cfg.RunDir, "--exit-dir", cfg.ExitDir}
-	return unix.Exec("/proc/self/exe", args, append(os.Environ(), handoffEnv+"="+strconv.Itoa(fd)))
+	err = unix.Exec(program, args, append(os.Environ(), handoffEnv+"="+strconv.Itoa(fd)))
+	return &os.PathError{Op: "exec", Path: program, Err: err}
+}
+
+// inherit says whether a program that this process executes gets the descriptors.
+func (h Handoff) inherit(yes bool) error {
+	err := errors.Join(inherit(h.Listener, yes), inherit(h.Lock, yes))
+	for _, c := range h.Held {
+		for _, fd := range c.Files {
+			err = errors.Join(err, inherit(fd, yes))
+		}
+	}
+	return err
 }
 
 // Inherited returns what this process handed to itself, nil if it is a keeper from the start.
@@ -84,17 +94,14 @@ func Inherited() (*Handoff, error) {
 }
 
 func (k *keeper) takeOver(h *Handoff) error {
-	if err := errors.Join(inherit(h.Listener, false), inherit(h.Lock, false)); err != nil {
+	if err := h.inherit(false); err != nil {
 		return err
 	}
 	k.lock = os.NewFile(uintptr(h.Lock), "lock")
 	k.listener = os.NewFile(uintptr(h.Listener), "listener")
 	for id, c := range h.Held {
-		held := &holding{pid: c.Pid, oom: c.OOM, files: map[string]*os.File{}}
+		held := &holding{pid: c.Pid, oom: c.OOM, ended: c.Ended, files: map[string]*os.File{}}
 		for name, fd := range c.Files {
-			if err := inherit(fd, false); err != nil {
-				return err
-			}
 			held.files[name] = os.NewFile(uintptr(fd), name)
 		}
 		k.held[id] = held
@@ -113,4 +120,15 @@ func inherit(fd int, yes bool) error {
 	}
 	_, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, flags)
 	return os.NewSyscallError("fcntl(F_SETFD)", err)
+}
+
+// FileNumber is the descriptor of a file that somebody else may be reading.
+func FileNumber(f *os.File) (int, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	n := -1
+	err = raw.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
 }

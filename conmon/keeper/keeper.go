@@ -56,6 +56,8 @@ type keeper struct {
 	worker   int           // its pid, 0 if none runs
 	link     *wire.Peer    // to the worker
 	quitting bool
+	program  string        // to go on as, once the worker has ended; "" for none
+	insists  int           // exits that could not be recorded yet
 	reaped   chan struct{} // closed when the worker has been reaped
 
 	// Held before mu, for the whole of what they name: who was second finds it done when it has the lock.
@@ -106,6 +108,9 @@ func Run(ctx context.Context, cfg Config, handoff *Handoff, log *slog.Logger) er
 		k.mu.Unlock()
 		if done {
 			return os.Remove(SocketPath(cfg))
+		}
+		if err := k.becomeNext(); err != nil {
+			log.Error("monitor stays the program that it is", "err", err)
 		}
 		select {
 		case <-time.After(hurry.pause(time.Since(began))):
@@ -187,6 +192,12 @@ func (k *keeper) handle(_ context.Context, m *wire.Message) (any, []*os.File, er
 		return k.knows(id), nil, err
 	case MethodQuit:
 		return nil, nil, k.quit()
+	case MethodUpgrade:
+		var program string
+		if err := m.Decode(&program); err != nil {
+			return nil, nil, err
+		}
+		return nil, nil, k.upgrade(program)
 	}
 	return nil, nil, fmt.Errorf("keeper: unknown method %q", m.Method)
 }
@@ -375,7 +386,9 @@ func (k *keeper) ended(id string, exit conmon.Exit) {
 		return
 	}
 	k.log.Error("exit is not recorded yet", "container", id, "code", exit.Code, "err", err)
+	k.insist(1)
 	go func() {
+		defer k.insist(-1)
 		if _, ok := conmon.InsistExit(k.cfg.ExitDir, id, exit, oom, func() bool { return k.knows(id) }); ok {
 			k.log.Info("exit is recorded", "container", id, "code", exit.Code)
 			k.tell(id)

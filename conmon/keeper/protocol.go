@@ -8,13 +8,14 @@ import (
 
 // What the worker asks of the keeper, and what the keeper tells it.
 const (
-	MethodHold  = "hold"  // notice: hold descriptors for a container, and know its process
-	MethodDrop  = "drop"  // notice: close what is held
-	MethodIDs   = "ids"   // call: for whom anything is held
-	MethodTake  = "take"  // call: copies of what is held for one container
-	MethodKnows = "knows" // call: whether the end of a container is known, and told once it has been recorded
-	MethodQuit  = "quit"  // call: end, if no container is held
-	MethodEnded = "ended" // notice from the keeper: an exit record has been written
+	MethodHold    = "hold"    // notice: hold descriptors for a container, and know its process
+	MethodDrop    = "drop"    // notice: close what is held
+	MethodIDs     = "ids"     // call: for whom anything is held
+	MethodTake    = "take"    // call: copies of what is held for one container
+	MethodKnows   = "knows"   // call: whether the end of a container is known, and told once it has been recorded
+	MethodQuit    = "quit"    // call: end, if no container is held
+	MethodUpgrade = "upgrade" // call: go on as another program, once the worker has ended
+	MethodEnded   = "ended"   // notice from the keeper: an exit record has been written
 )
 
 // Hold goes with one descriptor for each name. A name that is held already is replaced.

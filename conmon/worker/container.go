@@ -158,7 +158,7 @@ func (c *container) handOver() keeper.Held {
 	h := keeper.Held{Pid: int(c.pid.Load()), OOM: c.oom, Files: map[string]int{}}
 	c.mu.Lock()
 	for name, f := range c.files {
-		if n, err := fileNumber(f); err == nil {
+		if n, err := keeper.FileNumber(f); err == nil {
 			h.Files[name] = n
 		}
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/orlop/orlop/conmon"
 	"github.com/orlop/orlop/conmon/child"
+	"github.com/orlop/orlop/conmon/keeper"
 )
 
 // drainTime bounds how long the end of a container waits for its last output to be in its log.
@@ -20,7 +21,7 @@ func (w *Worker) watch(c *container) {
 	if pidfd == nil || child.Ended(pidfd) != nil {
 		return
 	}
-	n, err := fileNumber(pidfd)
+	n, err := keeper.FileNumber(pidfd)
 	if err != nil {
 		return
 	}

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/conmon"
+	"github.com/orlop/orlop/conmon/keeper"
 	"github.com/orlop/orlop/conmon/wire"
 	"github.com/orlop/orlop/conmon/worker/logfile"
 )
@@ -118,7 +119,7 @@ func (w *Worker) reopenLog(id string) error {
 
 // duplicate makes another descriptor of the same open file.
 func duplicate(f *os.File) (*os.File, error) {
-	n, err := fileNumber(f)
+	n, err := keeper.FileNumber(f)
 	if err != nil {
 		return nil, err
 	}

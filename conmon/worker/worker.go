@@ -140,18 +140,39 @@ func (w *Worker) quitIfIdle() {
 // settleTime bounds how long a process that is about to become the keeper waits for what it is starting.
 const settleTime = 2 * time.Second
 
-// settle waits for containers and execs that are being started, and lets no other begin: libcontainer marks every
-// descriptor of the process close-on-exec while it starts one, also those that are to be handed over.
-func settle() {
+// settle waits for containers and execs that are being started, and lets no other begin before resume: libcontainer marks
+// every descriptor of the process close-on-exec while it starts one, also those that are to be handed over.
+func settle() (resume func()) {
 	patience := time.NewTimer(settleTime)
 	defer patience.Stop()
-	for range cap(spawns) {
+	n := 0
+	for n < cap(spawns) {
 		select {
 		case spawns <- struct{}{}:
+			n++
+			continue
 		case <-patience.C:
-			return
+		}
+		break
+	}
+	return func() {
+		for range n {
+			<-spawns
 		}
 	}
+}
+
+// upgrade has another program take the place of this process and of the keeper. This one ends, as it may at any time; the
+// keeper goes on as the other program, and starts a worker.
+func (w *Worker) upgrade(ctx context.Context, path string) error {
+	resume := settle()
+	if _, err := w.link.Call(ctx, keeper.MethodUpgrade, path, nil); err != nil {
+		resume()
+		return err
+	}
+	w.log.Info("ending for an upgrade", "program", path)
+	os.Exit(0)
+	return nil
 }
 
 // become is the last act: this process goes on as the keeper.
@@ -159,18 +180,18 @@ func (w *Worker) become() error {
 	settle()
 	h := keeper.Handoff{Held: map[string]keeper.Held{}}
 	var err error
-	if h.Listener, err = fileNumber(w.listener); err != nil {
+	if h.Listener, err = keeper.FileNumber(w.listener); err != nil {
 		return err
 	}
-	if h.Lock, err = fileNumber(w.lock); err != nil {
+	if h.Lock, err = keeper.FileNumber(w.lock); err != nil {
 		return err
 	}
 	node := keeper.Held{Files: map[string]int{}}
-	if node.Files[keeper.FileJournal], err = fileNumber(w.journal.File()); err != nil {
+	if node.Files[keeper.FileJournal], err = keeper.FileNumber(w.journal.File()); err != nil {
 		return err
 	}
 	if w.events != nil {
-		if node.Files[keeper.FileEvents], err = fileNumber(w.events); err != nil {
+		if node.Files[keeper.FileEvents], err = keeper.FileNumber(w.events); err != nil {
 			return err
 		}
 	}
@@ -180,17 +201,7 @@ func (w *Worker) become() error {
 	for id, c := range w.containers {
 		h.Held[id] = c.handOver()
 	}
-	return keeper.Become(w.cfg, h)
-}
-
-func fileNumber(f *os.File) (int, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	n := -1
-	err = raw.Control(func(fd uintptr) { n = int(fd) })
-	return n, err
+	return keeper.Become(keeper.Self, w.cfg, h)
 }
 
 func (w *Worker) fromKeeper(_ context.Context, m *wire.Message) (any, []*os.File, error) {
@@ -241,6 +252,11 @@ func (w *Worker) fromDaemon(ctx context.Context, m *wire.Message) (answer any, f
 		return call(m, func(id string) (any, error) { return nil, w.delete(ctx, id) })
 	case conmon.MethodList:
 		return w.list(), nil, nil
+	case conmon.MethodProgram:
+		program, err := conmon.ProgramAt(keeper.Self)
+		return program, nil, err
+	case conmon.MethodUpgrade:
+		return call(m, func(path string) (any, error) { return nil, w.upgrade(ctx, path) })
 	}
 	return nil, nil, fmt.Errorf("worker: unknown method %q", m.Method)
 }
