@@ -78,9 +78,9 @@ type NodeState struct {
 	Object       *v1.Node // nil without an API server
 	Allocatable  v1.ResourceList
 	IPs          []net.IP
-	Pressure     bool // of memory
+	Pressure     admit.Pressure
 	ShuttingDown bool
-	// Ready is an error while the runtime can't start pods, which only those on the host network survive.
+	// NetworkReady is an error while the runtime can't start pods, which only those on the host network survive.
 	NetworkReady error
 }
 
@@ -115,6 +115,8 @@ type Kubelet struct {
 	crashes *backoff.Delays
 	pods    *registry
 	changes bell // rings when a pod is not as it was
+
+	admitting sync.Mutex // one pod is let in at a time, so that two do not take the same room
 
 	nameOnce    sync.Mutex
 	runtimeName string // guarded by nameOnce; "" until the runtime has told it
@@ -197,12 +199,4 @@ func (k *Kubelet) name(ctx context.Context) (string, error) {
 		k.runtimeName = v.RuntimeName
 	}
 	return k.runtimeName, nil
-}
-
-func (k *Kubelet) admission() admit.Node {
-	state := k.cfg.NodeState()
-	return admit.Node{
-		Object: state.Object, Allocatable: state.Allocatable, Pods: k.pods.active(), Sysctls: k.cfg.Sysctls,
-		Pressure: state.Pressure, ShuttingDown: state.ShuttingDown,
-	}
 }

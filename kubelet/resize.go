@@ -3,10 +3,8 @@ package kubelet
 import (
 	"context"
 	"fmt"
-	"time"
 
 	v1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/kubelet/admit"
@@ -107,13 +105,12 @@ func needsRestart(c change) bool {
 // fits asks whether the node has what the pod asks for now. What it could never have is infeasible.
 func (w *worker) fits(p *v1.Pod) *admit.Refusal {
 	node := w.k.admission()
-	node.Object, node.Pressure, node.ShuttingDown = nil, false, false
-	refusal := admit.Check(p, node)
+	refusal := admit.Fits(p, node)
 	if refusal == nil {
 		return nil
 	}
 	node.Pods = nil
-	if never := admit.Check(p, node); never != nil {
+	if never := admit.Fits(p, node); never != nil {
 		return &admit.Refusal{Reason: v1.PodReasonInfeasible, Message: never.Message}
 	}
 	return &admit.Refusal{Reason: v1.PodReasonDeferred, Message: refusal.Message}
@@ -149,7 +146,7 @@ func (w *worker) tellResize(kind v1.PodConditionType, reason, message string) {
 	defer w.mu.Unlock()
 	w.resizing = &v1.PodCondition{
 		Type: kind, Status: v1.ConditionTrue, Reason: reason, Message: message,
-		ObservedGeneration: w.spec.Generation, LastTransitionTime: metav1.NewTime(time.Now().Truncate(time.Second)),
+		ObservedGeneration: w.spec.Generation, LastTransitionTime: now(),
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/orlop/orlop/kubelet/admit"
 	"github.com/orlop/orlop/kubelet/plan"
 	"github.com/orlop/orlop/kubelet/pod"
 	"github.com/orlop/orlop/kubelet/resource"
@@ -28,7 +27,11 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 		return 0, err
 	}
 	if !w.isAdmitted() {
-		if refusal := w.admit(v.pod); refusal != nil {
+		refusal, err := w.admit(ctx, v.pod)
+		if err != nil {
+			return 0, err
+		}
+		if refusal != nil {
 			w.k.cfg.Events.Event(v.pod, v1.EventTypeWarning, refusal.Reason, refusal.Message)
 			w.end(status.Final{Reason: refusal.Reason, Message: refusal.Message}, nil)
 			return 0, nil
@@ -70,27 +73,6 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 }
 
 const deadlineMessage = "Pod was active on the node longer than the specified deadline"
-
-func (w *worker) isAdmitted() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.admitted
-}
-
-// admit checks a pod once. One that ran before this process did is in: it holds what it was given.
-func (w *worker) admit(p *v1.Pod) *admit.Refusal {
-	s, known := w.k.status.Get(w.uid)
-	ran := p.Status.StartTime != nil || (known && s.StartTime != nil)
-	if !ran {
-		if refusal := admit.Check(p, w.k.admission()); refusal != nil {
-			return refusal
-		}
-	}
-	w.mu.Lock()
-	w.admitted = true
-	w.mu.Unlock()
-	return nil
-}
 
 // deadline is how long the pod may be active yet; 0 without a limit.
 func deadline(p *v1.Pod, start *metav1.Time, now time.Time) (left time.Duration, expired bool) {
@@ -313,10 +295,13 @@ func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.Pod
 	have = have.Without(hooked)
 	return status.Generate(status.Input{
 		Pod: v.pod, Have: have, Old: old, RuntimeName: name, HostIPs: w.k.cfg.NodeState().IPs,
-		Now: metav1.NewTime(time.Now().Truncate(time.Second)), Reasons: reasons, Resize: resizing,
+		Now: now(), Reasons: reasons, Resize: resizing,
 		Message: w.k.cfg.Root.Message, Ready: w.k.probes.Apply, Final: v.final, Ended: v.stage == ended,
 	})
 }
+
+// now is as precise as the API writes times.
+func now() metav1.Time { return metav1.NewTime(time.Now().Truncate(time.Second)) }
 
 // prune removes what of a pod's past is of no use: all but the newest ended container of each name, and old sandboxes.
 func (w *worker) prune(ctx context.Context, p *v1.Pod, have *runtime.Pod) error {

@@ -70,7 +70,7 @@ type worker struct {
 
 func newWorker(k *Kubelet, p *v1.Pod) *worker {
 	w := &worker{
-		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1),
+		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1), admitted: ranBefore(p),
 		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), began: time.Now(), reasons: map[string]v1.ContainerStateWaiting{}, tried: map[string]string{},
 	}
 	w.poke()
@@ -187,6 +187,9 @@ func (w *worker) begin(ctx context.Context) (context.Context, view) {
 	}
 	return ctx, view{pod: w.spec, stage: w.stage, removed: w.removed, final: w.final, grace: w.grace}
 }
+
+// ranBefore is true for a pod that was let in before this process began: what it holds counts before all pods that come now.
+func ranBefore(p *v1.Pod) bool { return !pod.IsStatic(p) && p.Status.StartTime != nil && !hasEnded(p) }
 
 // hasEnded is true for a pod that the API server knows to have ended: it is never run again, whatever the runtime has of it.
 func hasEnded(p *v1.Pod) bool { return !pod.IsStatic(p) && pod.IsTerminal(p.Status.Phase) }

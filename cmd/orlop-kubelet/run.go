@@ -21,6 +21,7 @@ import (
 
 	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/kubelet"
+	"github.com/orlop/orlop/kubelet/admit"
 	"github.com/orlop/orlop/kubelet/api/metrics"
 	"github.com/orlop/orlop/kubelet/cgroup"
 	"github.com/orlop/orlop/kubelet/cluster"
@@ -291,7 +292,7 @@ func pulls(c *config.Config) int {
 func (p *parts) state() kubelet.NodeState {
 	return kubelet.NodeState{
 		Object: p.node.Registered(), Allocatable: p.limits.allocatable, IPs: p.ips, NetworkReady: p.node.NetworkReady(),
-		Pressure: p.evict.Pressure().Memory, ShuttingDown: p.end.Begun(),
+		Pressure: admit.Pressure(p.evict.Pressure()), ShuttingDown: p.end.Begun(),
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	v1 "k8s.io/api/core/v1"
-	resourcehelper "k8s.io/component-helpers/resource"
 	"k8s.io/component-helpers/scheduling/corev1/nodeaffinity"
 
 	"github.com/orlop/orlop/kubelet/pod"
@@ -18,21 +17,37 @@ import (
 // Refusal is why a pod may not run here.
 type Refusal struct{ Reason, Message string }
 
+// ReasonAffinity is that of a node which is not one that the pod may run on.
+const ReasonAffinity = "NodeAffinity"
+
 // Node is where pods shall run.
 type Node struct {
 	Object      *v1.Node
 	Allocatable v1.ResourceList
 	Pods        []*v1.Pod // that were admitted and have not ended
 	Sysctls     []string  // allowedUnsafeSysctls; "net.*" allows all that begin so
-	// Pressure is true while the node is short of memory, and takes no BestEffort pods.
-	Pressure bool
+	Pressure    Pressure
 	// ShuttingDown is true once the machine is about to stop.
 	ShuttingDown bool
 }
 
+// Pressure is what the node is short of.
+type Pressure struct{ Memory, Disk, PIDs bool }
+
+type check func(p *v1.Pod, n Node) *Refusal
+
+var allButResources = []check{shutdown, system, groups, sysctls, pressure, affinity, taints, ports}
+
 // Check returns nil if the pod may run.
 func Check(p *v1.Pod, n Node) *Refusal {
-	for _, check := range []func(*v1.Pod, Node) *Refusal{shutdown, system, sysctls, pressure, affinity, taints, ports, resources} {
+	return refuse(p, n, append(slices.Clone(allButResources), resources))
+}
+
+// Fits returns nil if the node has what the pod asks for.
+func Fits(p *v1.Pod, n Node) *Refusal { return refuse(p, n, []check{resources}) }
+
+func refuse(p *v1.Pod, n Node, checks []check) *Refusal {
+	for _, check := range checks {
 		if r := check(p, n); r != nil {
 			r.Message = "Pod was rejected: " + r.Message
 			return r
@@ -88,11 +103,38 @@ func allows(allowed, name string) bool {
 	return allowed == name
 }
 
-func pressure(p *v1.Pod, n Node) *Refusal {
-	if !n.Pressure || pod.IsCritical(p) || pod.QoS(p) != v1.PodQOSBestEffort || tolerates(p, v1.TaintNodeMemoryPressure) {
+// groups: a node that can't keep the groups of the image away must not run a pod that wants them away (KEP-3619).
+func groups(p *v1.Pod, n Node) *Refusal {
+	sc := p.Spec.SecurityContext
+	if n.Object == nil || sc == nil || sc.SupplementalGroupsPolicy == nil || *sc.SupplementalGroupsPolicy != v1.SupplementalGroupsPolicyStrict {
 		return nil
 	}
-	return &Refusal{"Evicted", "The node had condition: [MemoryPressure]. "}
+	if f := n.Object.Status.Features; f != nil && f.SupplementalGroupsPolicy != nil && *f.SupplementalGroupsPolicy {
+		return nil
+	}
+	return &Refusal{"SupplementalGroupsPolicyNotSupported", "SupplementalGroupsPolicy=Strict is not supported in this node"}
+}
+
+// pressure keeps out what would make a shortage worse: of memory, pods that ask for none and may take any; of all else, every
+// pod, as a node that is short of disk or process IDs has none for a new one.
+func pressure(p *v1.Pod, n Node) *Refusal {
+	var short []string
+	for _, c := range []struct {
+		is   bool
+		name v1.NodeConditionType
+	}{{n.Pressure.Memory, v1.NodeMemoryPressure}, {n.Pressure.Disk, v1.NodeDiskPressure}, {n.Pressure.PIDs, v1.NodePIDPressure}} {
+		if c.is {
+			short = append(short, string(c.name))
+		}
+	}
+	memoryOnly := n.Pressure == Pressure{Memory: true}
+	switch {
+	case len(short) == 0, pod.IsCritical(p):
+		return nil
+	case memoryOnly && (pod.QoS(p) != v1.PodQOSBestEffort || tolerates(p, v1.TaintNodeMemoryPressure)):
+		return nil
+	}
+	return &Refusal{"Evicted", fmt.Sprintf("The node had condition: %s. ", short)}
 }
 
 func tolerates(p *v1.Pod, key string) bool {
@@ -112,7 +154,7 @@ func affinity(p *v1.Pod, n Node) *Refusal {
 		return nil
 	}
 	if ok, err := nodeaffinity.GetRequiredNodeAffinity(p).Match(n.Object); err != nil || !ok {
-		return &Refusal{"NodeAffinity", "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
+		return &Refusal{ReasonAffinity, "Predicate NodeAffinity failed: node(s) didn't match Pod's node affinity/selector"}
 	}
 	return nil
 }
@@ -166,51 +208,4 @@ func hostPorts(p *v1.Pod) []hostPort {
 		}
 	}
 	return out
-}
-
-func resources(p *v1.Pod, n Node) *Refusal {
-	if count := n.Allocatable.Pods().Value(); count > 0 && int64(len(n.Pods)) >= count && !slices.ContainsFunc(n.Pods, func(o *v1.Pod) bool { return o.UID == p.UID }) {
-		return short("pods", 1, int64(len(n.Pods)), count)
-	}
-	used := v1.ResourceList{}
-	for _, other := range n.Pods {
-		if other.UID == p.UID {
-			continue
-		}
-		for name, q := range resourcehelper.PodRequests(other, resourcehelper.PodResourcesOptions{}) {
-			sum := used[name]
-			sum.Add(q)
-			used[name] = sum
-		}
-	}
-	requests := resourcehelper.PodRequests(p, resourcehelper.PodResourcesOptions{})
-	for _, name := range sorted(requests) {
-		has, known := n.Allocatable[name]
-		request, taken := requests[name], used[name]
-		if !known && (request.IsZero() || name == v1.ResourceEphemeralStorage) {
-			continue
-		}
-		sum := taken.DeepCopy()
-		sum.Add(request)
-		if sum.Cmp(has) > 0 && !request.IsZero() {
-			if name == v1.ResourceCPU {
-				return short(string(name), request.MilliValue(), taken.MilliValue(), has.MilliValue())
-			}
-			return short(string(name), request.Value(), taken.Value(), has.Value())
-		}
-	}
-	return nil
-}
-
-func sorted(list v1.ResourceList) []v1.ResourceName {
-	var names []v1.ResourceName
-	for name := range list {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-func short(name string, requested, used, capacity int64) *Refusal {
-	return &Refusal{"OutOf" + name, fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", name, requested, used, capacity)}
 }

@@ -17,10 +17,16 @@ func podWith(change func(p *v1.Pod)) *v1.Pod {
 	return p
 }
 
-func cpu(amount string) func(p *v1.Pod) {
+func request(name v1.ResourceName, amount string) func(p *v1.Pod) {
 	return func(p *v1.Pod) {
-		p.Spec.Containers[0].Resources.Requests = v1.ResourceList{v1.ResourceCPU: resource.MustParse(amount)}
+		p.Spec.Containers[0].Resources.Requests = v1.ResourceList{name: resource.MustParse(amount)}
 	}
+}
+
+func cpu(amount string) func(p *v1.Pod) { return request(v1.ResourceCPU, amount) }
+
+func strict(p *v1.Pod) {
+	p.Spec.SecurityContext = &v1.PodSecurityContext{SupplementalGroupsPolicy: new(v1.SupplementalGroupsPolicyStrict)}
 }
 
 func port(host string, number int32) func(p *v1.Pod) {
@@ -39,6 +45,7 @@ func TestCheck(t *testing.T) {
 	object := &v1.Node{
 		ObjectMeta: metav1.ObjectMeta{Labels: map[string]string{"disk": "fast"}},
 		Spec:       v1.NodeSpec{Taints: []v1.Taint{{Key: "bad", Value: "yes", Effect: v1.TaintEffectNoExecute}}},
+		Status:     v1.NodeStatus{Allocatable: v1.ResourceList{"example.com/gpu": resource.MustParse("1")}},
 	}
 	other := podWith(cpu("1500m"))
 	other.UID = "other"
@@ -56,9 +63,10 @@ func TestCheck(t *testing.T) {
 	}{
 		{"fits", cpu("500m"), nil, ""},
 		{"too much CPU", cpu("600m"), nil, "OutOfcpu"},
-		{"unknown resource", func(p *v1.Pod) {
-			p.Spec.Containers[0].Resources.Requests = v1.ResourceList{"example.com/gpu": resource.MustParse("1")}
-		}, nil, "OutOfexample.com/gpu"},
+		{"a resource of the cluster", request("example.com/licence", "1"), nil, ""},
+		{"a resource that the API server knows of the node", request("example.com/gpu", "1"), nil, ""},
+		{"too much of it", request("example.com/gpu", "2"), nil, "OutOfexample.com/gpu"},
+		{"huge pages that the node has not", request("hugepages-2Mi", "2Mi"), nil, "OutOfhugepages-2Mi"},
 		{"too many pods", cpu("0"), func(n *Node) { n.Allocatable = v1.ResourceList{v1.ResourcePods: resource.MustParse("1")} }, "OutOfpods"},
 		{"port is taken", port("127.0.0.1", 80), nil, "NodePorts"},
 		{"port is free", port("", 81), nil, ""},
@@ -74,8 +82,15 @@ func TestCheck(t *testing.T) {
 		{"network sysctl of the node", func(p *v1.Pod) { sysctl("net.ipv4.tcp_syncookies")(p); p.Spec.HostNetwork = true }, nil, "SysctlForbidden"},
 		{"other system", func(p *v1.Pod) { p.Spec.OS = &v1.PodOS{Name: v1.Windows} }, nil, "PodOSNotSupported"},
 		{"shutting down", cpu("0"), func(n *Node) { n.ShuttingDown = true }, "NodeShutdown"},
-		{"best effort under pressure", func(p *v1.Pod) { p.Spec.Tolerations = []v1.Toleration{{Key: "bad", Operator: v1.TolerationOpExists}} }, func(n *Node) { n.Pressure = true }, "Evicted"},
-		{"burstable under pressure", cpu("100m"), func(n *Node) { n.Pressure = true }, ""},
+		{"best effort under pressure", func(p *v1.Pod) { p.Spec.Tolerations = []v1.Toleration{{Key: "bad", Operator: v1.TolerationOpExists}} }, func(n *Node) { n.Pressure.Memory = true }, "Evicted"},
+		{"burstable under pressure", cpu("100m"), func(n *Node) { n.Pressure.Memory = true }, ""},
+		{"burstable on a full disk", cpu("100m"), func(n *Node) { n.Pressure.Disk = true }, "Evicted"},
+		{"critical on a full disk", func(p *v1.Pod) { p.Spec.Priority = new(int32(2e9)) }, func(n *Node) { n.Pressure.Disk = true }, ""},
+		{"groups that can't be kept away", strict, nil, "SupplementalGroupsPolicyNotSupported"},
+		{"groups that can", strict, func(n *Node) {
+			n.Object = n.Object.DeepCopy()
+			n.Object.Status.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: new(true)}
+		}, ""},
 	} {
 		n := node
 		if tt.node != nil {

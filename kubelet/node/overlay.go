@@ -21,7 +21,7 @@ func (m *Manager) overlay(found, own *v1.NodeStatus) v1.NodeStatus {
 		out.Addresses = mine.Addresses
 	}
 	out.Capacity = ownResources(out.Capacity, m.cfg.Capacity)
-	out.Allocatable = ownResources(out.Allocatable, m.cfg.Allocatable)
+	out.Allocatable = ownResources(out.Capacity, m.cfg.Allocatable) // of what others have added to the capacity, pods may have all
 	for _, c := range mine.Conditions {
 		if ownConditions[c.Type] {
 			out.Conditions = putCondition(out.Conditions, c)

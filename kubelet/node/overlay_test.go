@@ -61,9 +61,10 @@ func TestForeignStatus(t *testing.T) {
 	}
 	_, unavailable := util.GetNodeCondition(&n.Status, v1.NodeNetworkUnavailable)
 	_, ready := util.GetNodeCondition(&n.Status, v1.NodeReady)
-	devices := n.Status.Capacity["example.com/device"]
-	if unavailable.Status != v1.ConditionFalse || ready.Status != v1.ConditionTrue || devices.String() != "2" {
-		t.Errorf("NetworkUnavailable %s, Ready %s, %s devices; want False, True, 2", unavailable.Status, ready.Status, devices.String())
+	devices, allocatable := n.Status.Capacity["example.com/device"], n.Status.Allocatable["example.com/device"]
+	if unavailable.Status != v1.ConditionFalse || ready.Status != v1.ConditionTrue || devices.String() != "2" || allocatable.String() != "2" {
+		t.Errorf("NetworkUnavailable %s, Ready %s, %s devices, of which %s are allocatable; want False, True, 2 and 2",
+			unavailable.Status, ready.Status, devices.String(), allocatable.String())
 	}
 }
 

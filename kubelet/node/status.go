@@ -97,7 +97,7 @@ func (m *Manager) addresses(s *v1.NodeStatus) {
 // resources sets ours, and leaves those that device plugins and administrators have added.
 func (m *Manager) resources(s *v1.NodeStatus) {
 	s.Capacity = ownResources(s.Capacity, m.cfg.Capacity)
-	s.Allocatable = ownResources(s.Allocatable, m.cfg.Allocatable)
+	s.Allocatable = ownResources(s.Capacity, m.cfg.Allocatable)
 }
 
 func isOwnResource(name v1.ResourceName) bool {
