@@ -69,6 +69,12 @@ func (k *Kubelet) End(p *v1.Pod, final status.Final, grace *int64) {
 	w.end(final, grace)
 }
 
+// Ending is true while a pod that was told to end still holds something of the node.
+func (k *Kubelet) Ending(p *v1.Pod) bool {
+	w := k.pods.find(p.UID)
+	return w != nil && !w.isFree()
+}
+
 // PodByName is one of them; nil if there is none. Of two with one name it is the one that has not ended.
 func (k *Kubelet) PodByName(namespace, name string) *v1.Pod {
 	var found *v1.Pod

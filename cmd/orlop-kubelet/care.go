@@ -40,7 +40,7 @@ func (p *parts) makeCare(context.Context) error {
 	}
 	p.evict = evict.New(evict.Config{
 		Hard: hard, Soft: soft, Transition: c.EvictionPressureTransitionPeriod.Duration, SoftGrace: int64(c.EvictionMaxPodGracePeriod),
-		IsolateDisk: *c.LocalStorageCapacityIsolation, Stats: p.stats, Pods: p.kubelet.RunningPods, End: p.kubelet.End,
+		IsolateDisk: *c.LocalStorageCapacityIsolation, Stats: p.stats, Pods: p.kubelet.RunningPods, End: p.kubelet.End, Ending: p.kubelet.Ending,
 		FreeDisk: func(ctx context.Context) (uint64, error) { return p.images.RemoveUnused(ctx) },
 		Used:     func(of *v1.Pod, volume string) (int64, error) { return p.volumes.Used(of.UID, volume) },
 		Changed:  p.nodeChanged, Log: p.log,

@@ -18,6 +18,9 @@ import (
 // period is how often the node is looked at; kubelet's is the same.
 const period = 10 * time.Second
 
+// endTime is what the end of a pod takes beyond its grace. One that takes longer is not waited for.
+const endTime = 30 * time.Second
+
 // Stats measures.
 type Stats interface {
 	Levels(ctx context.Context) (*stats.NodeStats, error)
@@ -37,7 +40,9 @@ type Config struct {
 	// FreeDisk frees what of the disk can be freed without ending a pod, and tells how many bytes that were.
 	FreeDisk func(ctx context.Context) (uint64, error)
 	// Used is what an emptyDir volume on disk holds in bytes.
-	Used    func(p *v1.Pod, volume string) (int64, error)
+	Used func(p *v1.Pod, volume string) (int64, error)
+	// Ending is true while a pod that was told to end still holds something.
+	Ending  func(p *v1.Pod) bool
 	Changed func() // the pressure of the node is another
 	Log     *slog.Logger
 }
@@ -49,15 +54,29 @@ type Pressure struct{ Memory, Disk, PIDs bool }
 type Manager struct {
 	cfg Config
 
+	// Of the loop alone: the pod that was told to end last, whether without grace, and until when it is waited for.
+	victim *v1.Pod
+	hurry  bool
+	until  time.Time
+
 	mu    sync.Mutex
-	since map[Signal]time.Time // when a signal fell below a threshold, if it still is
-	last  map[Signal]time.Time // when it last was
+	since map[crossed]time.Time // when a signal fell below a threshold, if it still is
+	last  map[Signal]time.Time  // when it last was
 	told  Pressure
 }
 
+// crossed is a threshold that a signal has fallen below. Each has a time of its own: when the soft one was reached says nothing
+// of the hard one.
+type crossed struct {
+	signal Signal
+	soft   bool
+}
+
+func (t Threshold) key() crossed { return crossed{t.Signal, t.Grace > 0} }
+
 // New makes a Manager.
 func New(cfg Config) *Manager {
-	return &Manager{cfg: cfg, since: map[Signal]time.Time{}, last: map[Signal]time.Time{}}
+	return &Manager{cfg: cfg, since: map[crossed]time.Time{}, last: map[Signal]time.Time{}}
 }
 
 // Pressure is what is told of the node.
@@ -99,6 +118,10 @@ func (m *Manager) look(ctx context.Context) error {
 	if due == nil {
 		return nil
 	}
+	if m.victim != nil && m.cfg.Ending(m.victim) && time.Now().Before(m.until) {
+		m.hasten(*due, levels[due.Signal])
+		return nil
+	}
 	if due.Signal != Memory && due.Signal != ProcessIDs && m.freed(ctx, *due) {
 		return nil
 	}
@@ -135,28 +158,28 @@ func levelsOf(n *stats.NodeStats) map[Signal]Level {
 func (m *Manager) note(levels map[Signal]Level, now time.Time) *Threshold {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	short := map[Signal]bool{}
+	short := map[crossed]bool{}
 	var due *Threshold
 	for _, list := range [][]Threshold{m.cfg.Hard, m.cfg.Soft} {
 		for i := range list {
 			t := list[i]
-			_, was := m.since[t.Signal]
+			_, was := m.since[t.key()]
 			if !t.met(levels[t.Signal], was) {
 				continue
 			}
-			short[t.Signal] = true
+			short[t.key()] = true
 			m.last[t.Signal] = now
 			if !was {
-				m.since[t.Signal] = now
+				m.since[t.key()] = now
 			}
-			if due == nil && now.Sub(m.since[t.Signal]) >= t.Grace {
+			if due == nil && now.Sub(m.since[t.key()]) >= t.Grace {
 				due = &t
 			}
 		}
 	}
-	for signal := range m.since {
-		if !short[signal] {
-			delete(m.since, signal)
+	for key := range m.since {
+		if !short[key] {
+			delete(m.since, key)
 		}
 	}
 	m.tellLocked(now)
@@ -167,7 +190,7 @@ func (m *Manager) note(levels map[Signal]Level, now time.Time) *Threshold {
 func (m *Manager) tellLocked(now time.Time) {
 	var p Pressure
 	for signal, at := range m.last {
-		if _, short := m.since[signal]; !short && now.Sub(at) >= m.cfg.Transition {
+		if !at.Equal(now) && now.Sub(at) >= m.cfg.Transition {
 			continue
 		}
 		switch signal {
@@ -198,6 +221,15 @@ func (m *Manager) freed(ctx context.Context, t Threshold) bool {
 	return err == nil && !t.met(levelsOf(node)[t.Signal], true)
 }
 
+// hasten lets a pod that was given time at a soft threshold end at once when the hard one is reached.
+func (m *Manager) hasten(t Threshold, level Level) {
+	if t.Grace > 0 || m.hurry {
+		return
+	}
+	m.hurry = true
+	m.end(m.victim, message(t, level, ranked{pod: m.victim}), new(int64(0)))
+}
+
 // evict ends the pod that is first in order.
 func (m *Manager) evict(ctx context.Context, t Threshold, level Level) error {
 	summary, err := m.cfg.Stats.Summary(ctx)
@@ -214,6 +246,7 @@ func (m *Manager) evict(ctx context.Context, t Threshold, level Level) error {
 	if t.Grace > 0 {
 		grace = min(m.cfg.SoftGrace, pod.GracePeriodSeconds(victim.pod))
 	}
+	m.victim, m.hurry, m.until = victim.pod, t.Grace == 0, time.Now().Add(time.Duration(grace)*time.Second+endTime)
 	m.cfg.Log.Warn("evicting a pod", "pod", pod.Ref(victim.pod), "signal", t.Signal, "available", level.Available, "threshold", t.least(level))
 	m.end(victim.pod, message(t, level, victim), &grace)
 	return nil

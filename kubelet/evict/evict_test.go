@@ -25,6 +25,8 @@ type node struct {
 	ended  []string
 	freed  uint64 // bytes that removing images gives, once
 	held   int64  // bytes in every emptyDir
+	ending bool   // who was told to end does not
+	grace  []int64
 }
 
 const mi = 1 << 20
@@ -74,7 +76,7 @@ func (n *node) manager(t *testing.T, hard, soft, graces map[string]string) *Mana
 	return New(Config{
 		Hard: h, Soft: s, Transition: 5 * time.Minute, SoftGrace: 7, IsolateDisk: true, Stats: n, Pods: func() []*v1.Pod { return n.pods },
 		End: func(p *v1.Pod, final status.Final, grace *int64) {
-			n.ended = append(n.ended, p.Name)
+			n.ended, n.grace = append(n.ended, p.Name), append(n.grace, *grace)
 			if final.Reason != "Evicted" || final.Message == "" || final.Condition.Reason != v1.PodReasonTerminationByKubelet {
 				t.Errorf("%s ended with %+v", p.Name, final)
 			}
@@ -85,6 +87,7 @@ func (n *node) manager(t *testing.T, hard, soft, graces map[string]string) *Mana
 			n.freed = 0
 			return freed, nil
 		},
+		Ending:  func(*v1.Pod) bool { return n.ending },
 		Used:    func(*v1.Pod, string) (int64, error) { return n.held, nil },
 		Changed: func() {}, Log: slog.New(slog.DiscardHandler),
 	})
@@ -165,6 +168,43 @@ func TestSoftThreshold(t *testing.T) {
 	})
 }
 
+// TestBothThresholds: when the soft threshold was reached, the hard one is not; who was given time at the one gets none at the
+// other, and nobody else ends meanwhile.
+func TestBothThresholds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNode()
+		n.add("a", 0, 0, 10)
+		n.add("b", 0, 0, 90)
+		m := n.manager(t, map[string]string{"memory.available": "100Mi"}, map[string]string{"memory.available": "200Mi"}, map[string]string{"memory.available": "1m"})
+		m.cfg.Hard[0].Reclaim = 150 * mi
+		for _, step := range []struct {
+			wait   time.Duration
+			memory uint64
+			ending bool
+			want   string
+		}{
+			{0, 190 * mi, false, ""},
+			{50 * time.Second, 190 * mi, false, ""},
+			{11 * time.Second, 190 * mi, false, "b"},
+			{10 * time.Second, 180 * mi, true, "b"},
+			{10 * time.Second, 90 * mi, true, "b b"},
+			{10 * time.Second, 90 * mi, true, "b b"},
+		} {
+			time.Sleep(step.wait)
+			n.memory, n.ending = step.memory, step.ending
+			if err := m.look(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.Join(n.ended, " "); got != step.want {
+				t.Fatalf("with %d Mi: ended %q, want %q", step.memory/mi, got, step.want)
+			}
+		}
+		if n.grace[0] != 7 || n.grace[1] != 0 {
+			t.Errorf("graces %v, want 7 and 0", n.grace)
+		}
+	})
+}
+
 // TestDiskIsFreedFirst: images go before pods do.
 func TestDiskIsFreedFirst(t *testing.T) {
 	n := newNode()
@@ -209,6 +249,10 @@ func TestParse(t *testing.T) {
 		if got, err := Parse(bad, nil, nil); err == nil {
 			t.Errorf("%v: %v", bad, got)
 		}
+	}
+	part, err := Parse(map[string]string{"nodefs.available": "10%"}, nil, map[string]string{"nodefs.available": "5%"})
+	if err != nil || !part[0].met(Level{Available: 14, Capacity: 100}, true) || part[0].met(Level{Available: 14, Capacity: 100}, false) || part[0].met(Level{Available: 16, Capacity: 100}, true) {
+		t.Errorf("%+v, %v", part, err)
 	}
 	got, err := Parse(map[string]string{"memory.available": "100Mi", "nodefs.available": "0%"}, nil, map[string]string{"memory.available": "50Mi"})
 	if err != nil || len(got) != 1 || got[0].Value != 100*mi || got[0].Reclaim != 50*mi {

@@ -45,7 +45,8 @@ type Threshold struct {
 	Value   int64         // bytes or a count
 	Percent float64       // of what there is in all, if Value is 0
 	Grace   time.Duration // for how long it must last: soft thresholds
-	Reclaim int64         // more than Value that must be free before it is enough again
+	Reclaim int64         // more that must be free before it is enough again
+	Regain  float64       // the same in percent of what there is in all, if Reclaim is 0
 }
 
 // Parse reads thresholds as KubeletConfiguration has them: evictionHard, or evictionSoft with its grace periods.
@@ -68,8 +69,12 @@ func Parse(limits, graces, reclaim map[string]string) ([]Threshold, error) {
 		if err == nil && graces[name] != "" {
 			t.Grace, err = time.ParseDuration(graces[name])
 		}
-		if err == nil && reclaim[name] != "" && !strings.HasSuffix(reclaim[name], "%") {
-			t.Reclaim, err = quantity(reclaim[name])
+		if more := reclaim[name]; err == nil && more != "" {
+			if percent, ok := strings.CutSuffix(more, "%"); ok {
+				t.Regain, err = strconv.ParseFloat(percent, 64)
+			} else {
+				t.Reclaim, err = quantity(more)
+			}
 		}
 		if err != nil {
 			return nil, fmt.Errorf("eviction: %s: %q: %w", name, text, err)
@@ -103,7 +108,7 @@ func (t Threshold) least(l Level) int64 {
 func (t Threshold) met(l Level, was bool) bool {
 	least := t.least(l)
 	if was {
-		least += t.Reclaim
+		least += t.Reclaim + int64(t.Regain/100*float64(l.Capacity))
 	}
 	return l.Capacity > 0 && l.Available < least
 }
