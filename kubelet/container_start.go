@@ -136,10 +136,10 @@ func (s *starting) run(ctx context.Context) error {
 	return s.postStart(ctx, id)
 }
 
-// crashed counts a start, so that the next one waits if this one ends soon.
+// crashed counts the start after an end, so that the next one waits if this one ends soon.
 func (s *starting) crashed() {
-	if s.Attempt > 0 || s.Kind == pod.Ephemeral {
-		s.k.crashes.Failed(s.uid, s.Container.Name, time.Now())
+	if !s.Ended.IsZero() {
+		s.k.crashes.Failed(s.uid, s.Container.Name, s.Ended, time.Now())
 	}
 }
 

@@ -52,6 +52,7 @@ type Config struct {
 	Sysctls   []string // allowedUnsafeSysctls
 	Timing    Timing
 	Pulls     int // images at a time; 0 for no limit
+	Logins    []image.Source
 	UserIDs   *podfiles.UserIDs
 	Sources   []func(ctx context.Context, sink source.Sink)
 	Names     []string // of the sources: pods that no source has are not ended before each has been read once
@@ -136,7 +137,7 @@ func New(cfg Config) *Kubelet {
 	k.hooks = lifecycle.New(lifecycle.Config{Exec: k.Exec, Event: func(p *v1.Pod, kind, reason, message string) {
 		k.cfg.Events.Event(p, kind, reason, message)
 	}, Log: cfg.Log})
-	k.images = image.New(image.Config{Images: cfg.Runtime.Images, Secrets: cfg.Objects, Events: cfg.Events, AtOnce: cfg.Pulls})
+	k.images = image.New(image.Config{Images: cfg.Runtime.Images, Secrets: cfg.Objects, Events: cfg.Events, AtOnce: cfg.Pulls, Node: cfg.Logins})
 	return k
 }
 

@@ -264,12 +264,16 @@ func (p *parts) makeKubelet(context.Context) error {
 	if err != nil {
 		return err
 	}
+	logins, err := p.logins()
+	if err != nil {
+		return err
+	}
 	sources, names := p.sources()
 	p.kubelet = kubelet.New(kubelet.Config{
 		Node: p.name, Root: podfiles.Dir(p.flags.RootDir), Spec: spec, Runtime: p.runtime, Client: p.client, Events: p.events,
 		Objects: p.objects, Volumes: p.volumes, Cgroups: p.cgroups, NodeState: p.state, Sysctls: c.AllowedUnsafeSysctls,
 		Timing: kubelet.Timing{Sync: c.SyncFrequency.Duration, FirstDelay: firstDelay(c), LastDelay: c.CrashLoopBackOff.MaxContainerRestartPeriod.Duration},
-		Pulls:  pulls(c), UserIDs: users, Sources: sources, Names: names, Metrics: p.metrics, Log: p.log,
+		Pulls:  pulls(c), Logins: logins, UserIDs: users, Sources: sources, Names: names, Metrics: p.metrics, Log: p.log,
 	})
 	return nil
 }

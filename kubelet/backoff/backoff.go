@@ -19,7 +19,7 @@ type Delays struct {
 
 type entry struct {
 	delay time.Duration
-	at    time.Time // of the last failure
+	at    time.Time // of the last try after a failure
 }
 
 // New makes delays that begin with first and double up to last. Kubelet's are 10 s and 5 min.
@@ -27,16 +27,19 @@ func New(first, last time.Duration) *Delays {
 	return &Delays{first: first, last: last, pods: map[types.UID]map[string]entry{}}
 }
 
-// Failed notes that a thing failed, at a time, and returns how long it must wait from then on. What did well for twice the
-// longest delay begins anew.
-func (d *Delays) Failed(uid types.UID, name string, at time.Time) time.Duration {
+// stable is for how long a thing must do well to begin anew, whatever the longest delay is; kubelet's is the same.
+const stable = 10 * time.Minute
+
+// Failed notes that a thing, which ended at one time, is tried again at another, and returns how long it must wait when it ends
+// the next time.
+func (d *Delays) Failed(uid types.UID, name string, ended, at time.Time) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.pods[uid] == nil {
 		d.pods[uid] = map[string]entry{}
 	}
 	delay := d.first
-	if e, has := d.pods[uid][name]; has && at.Sub(e.at) <= 2*d.last {
+	if e, has := d.pods[uid][name]; has && ended.Sub(e.at) <= stable {
 		delay = min(2*e.delay, d.last)
 	}
 	d.pods[uid][name] = entry{delay, at}
@@ -48,7 +51,7 @@ func (d *Delays) Left(uid types.UID, name string, ended, now time.Time) time.Dur
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	e, has := d.pods[uid][name]
-	if !has || ended.Sub(e.at) > 2*d.last {
+	if !has || ended.Sub(e.at) > stable {
 		return 0
 	}
 	return max(e.delay-now.Sub(ended), 0)

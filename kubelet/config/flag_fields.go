@@ -196,8 +196,6 @@ var ignoredFlags = map[string]string{
 	"network-plugin":                        "the runtime sets up networks",
 	"cni-conf-dir":                          "the runtime sets up networks",
 	"cni-bin-dir":                           "the runtime sets up networks",
-	"image-credential-provider-config":      "credential providers are not asked",
-	"image-credential-provider-bin-dir":     "credential providers are not asked",
 	"container-runtime":                     "the runtime is that of --container-runtime-endpoint",
 	"minimum-container-ttl-duration":        "ended containers go with their pod",
 	"maximum-dead-containers":               "ended containers go with their pod",

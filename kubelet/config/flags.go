@@ -22,6 +22,8 @@ type Flags struct {
 	NodeLabels          map[string]string
 	RootDir, CertDir    string
 	CloudProvider       string
+	ProviderConfig      string          // --image-credential-provider-config
+	ProviderDir         string          // --image-credential-provider-bin-dir
 	overrides           []func(*Config) // by flags of fields, in their order
 }
 
@@ -38,6 +40,8 @@ func (f *Flags) AddTo(fs *pflag.FlagSet) {
 	fs.StringVar(&f.RootDir, "root-dir", "/var/lib/kubelet", "directory of the kubelet's files, volumes among them")
 	fs.StringVar(&f.CertDir, "cert-dir", "/var/lib/kubelet/pki", "directory of certificates that are made or asked for")
 	fs.StringVar(&f.CloudProvider, "cloud-provider", "", "external: a cloud controller manager knows the node's addresses")
+	fs.StringVar(&f.ProviderConfig, "image-credential-provider-config", "", "file or directory with a CredentialProviderConfig: plugins that log in to registries")
+	fs.StringVar(&f.ProviderDir, "image-credential-provider-bin-dir", "", "directory of these plugins")
 	labels := fs.Lookup("node-labels")
 	labels.Value = checked{labels.Value, func() error { return checkLabels(f.NodeLabels) }}
 	s := setter{f, fs}

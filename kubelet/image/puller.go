@@ -19,6 +19,7 @@ import (
 	crierrors "k8s.io/cri-api/pkg/errors"
 
 	"github.com/orlop/orlop/kubelet/backoff"
+	"github.com/orlop/orlop/kubelet/image/login"
 )
 
 // Problem is why a container waits for its image, in the words of its status.
@@ -52,9 +53,13 @@ const showFailure = 5 * time.Second
 type Config struct {
 	Images  cri.ImageServiceClient
 	Secrets Secrets
+	Node    []Source // of logins that all pods of the node have
 	Events  record.EventRecorder
 	AtOnce  int // pulls at a time; 0 for no limit
 }
+
+// Source has logins, some of which may be for an image. Those that it has are of use even if it fails.
+type Source func(ctx context.Context, image string) ([]login.Keyring, error)
 
 // Puller pulls images. Its methods may run side by side.
 type Puller struct {
@@ -137,7 +142,7 @@ func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri
 	if left := p.delays.Left(uid, spec.Image, p.delays.LastFailure(uid, spec.Image), now); left > 0 {
 		return nil, p.waits(r, spec.Image, now, left)
 	}
-	auths, err := credentials(ctx, p.cfg.Secrets, r.Pod, spec.Image)
+	auths, err := p.credentials(ctx, r.Pod, spec.Image)
 	if err != nil {
 		p.event(r, v1.EventTypeWarning, "FailedToRetrieveImagePullSecret", "Unable to retrieve some image pull secrets: %v; attempting to pull the image may not succeed.", err)
 	}
@@ -154,7 +159,8 @@ func (p *Puller) pull(ctx context.Context, r Request, spec *cri.ImageSpec) (*cri
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		delay := p.delays.Failed(uid, spec.Image, time.Now())
+		failed := time.Now()
+		delay := p.delays.Failed(uid, spec.Image, failed, failed)
 		reason, message := pullError(r.Name, status.Convert(err).Message())
 		p.event(r, v1.EventTypeWarning, "Failed", "Failed to pull image %q: %s", r.Name, message)
 		p.event(r, v1.EventTypeWarning, "Failed", "Error: %s", reason)

@@ -40,6 +40,7 @@ type Start struct {
 	Container *v1.Container
 	Kind      pod.Kind
 	Attempt   uint32
+	Ended     time.Time // when its predecessor ended by itself; zero if none did
 }
 
 // Kill is a container to be ended.
@@ -253,13 +254,15 @@ func (d *decision) unfit(c *v1.Container, kind pod.Kind, s *runtime.Container) b
 
 // start starts a container, unless it must wait after its last end.
 func (d *decision) start(c *v1.Container, kind pod.Kind, last *runtime.Container) {
+	start := Start{Container: c, Kind: kind, Attempt: d.attempt(c)}
 	if last != nil && last.Exited() {
-		if left := d.BackOff(c.Name, time.Unix(0, last.FinishedAt)); left > 0 {
+		start.Ended = time.Unix(0, last.FinishedAt)
+		if left := d.BackOff(c.Name, start.Ended); left > 0 {
 			d.plan.Delayed = append(d.plan.Delayed, Delay{c.Name, left})
 			return
 		}
 	}
-	d.plan.Start = append(d.plan.Start, Start{Container: c, Kind: kind, Attempt: d.attempt(c)})
+	d.plan.Start = append(d.plan.Start, start)
 }
 
 // attempt counts over all sandboxes of the pod. What the API server remembers counts too, since an old container may have

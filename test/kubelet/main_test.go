@@ -32,6 +32,7 @@ var (
 	runtime *daemon.Daemon
 	node    *subject // whose work is tested
 	image   string   // busybox and the probe program, see test/images
+	locked  *locker  // has the same image for those who log in
 )
 
 const nodeName = "node"
@@ -75,6 +76,9 @@ func setUp(dir string) (err error) {
 		return err
 	}
 	if err := loadImage(ctx, dir); err != nil {
+		return err
+	}
+	if locked, err = newLocker(ctx, dir); err != nil {
 		return err
 	}
 	if node, err = newSubject(dir); err != nil {
@@ -135,6 +139,9 @@ func tearDown() error {
 	var errs []error
 	if node != nil {
 		errs = append(errs, node.close())
+	}
+	if locked != nil {
+		errs = append(errs, locked.registry.Close())
 	}
 	if runtime != nil {
 		errs = append(errs, runtime.Close())

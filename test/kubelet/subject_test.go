@@ -44,7 +44,8 @@ func newSubject(dir string) (*subject, error) {
 		return nil, err
 	}
 	s.args = []string{"--config=" + config, "--kubeconfig=" + control.Kubeconfig(nodeName), "--root-dir=" + filepath.Join(s.dir, "root"),
-		"--cert-dir=" + filepath.Join(s.dir, "pki"), "--hostname-override=" + nodeName, "--node-ip=" + cluster.IP}
+		"--cert-dir=" + filepath.Join(s.dir, "pki"), "--hostname-override=" + nodeName, "--node-ip=" + cluster.IP,
+		"--image-credential-provider-config=" + locked.config(), "--image-credential-provider-bin-dir=" + locked.dir}
 	if os.Getenv("ORLOP_KUBELET") == "real" {
 		s.binary = control.Bin.Kubelet
 		return s, nil
