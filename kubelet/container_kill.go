@@ -49,11 +49,19 @@ func (w *worker) preStop(ctx context.Context, k killing, end time.Time) {
 	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
 	message, err := w.k.hooks.Run(ctx, lifecycle.Hook{
-		Pod: k.pod, Container: k.container, ContainerID: k.id, Handler: k.container.Lifecycle.PreStop, PodIP: k.pod.Status.PodIP,
+		Pod: k.pod, Container: k.container, ContainerID: k.id, Handler: k.container.Lifecycle.PreStop, PodIP: w.podIP(k.pod),
 	})
 	if err != nil {
 		w.k.containerEvent(k.pod, k.container, v1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: "+message)
 	}
+}
+
+// podIP is the address that was told last. A static pod's manifest has none, nor has what is known of a pod that no source has.
+func (w *worker) podIP(p *v1.Pod) string {
+	if s, known := w.k.status.Get(w.uid); known {
+		return s.PodIP
+	}
+	return p.Status.PodIP
 }
 
 func (w *worker) stopContainer(ctx context.Context, id string, grace time.Duration) error {

@@ -33,7 +33,7 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 		}
 		if refusal != nil {
 			w.k.cfg.Events.Event(v.pod, v1.EventTypeWarning, refusal.Reason, refusal.Message)
-			w.end(status.Final{Reason: refusal.Reason, Message: refusal.Message}, nil)
+			w.end(status.Final{Reason: refusal.Reason, Message: "Pod was rejected: " + refusal.Message}, nil)
 			return 0, nil
 		}
 	}
@@ -303,12 +303,15 @@ func (w *worker) describe(ctx context.Context, v view, have *runtime.Pod) v1.Pod
 // now is as precise as the API writes times.
 func now() metav1.Time { return metav1.NewTime(time.Now().Truncate(time.Second)) }
 
-// prune removes what of a pod's past is of no use: all but the newest ended container of each name, and old sandboxes.
+// prune removes what of a pod's past is of no use: all but the newest ended container of each name, those that were made and
+// never started, as this process was killed in between, and old sandboxes.
 func (w *worker) prune(ctx context.Context, p *v1.Pod, have *runtime.Pod) error {
-	kept := map[string]bool{}
+	newer, kept := map[string]bool{}, map[string]bool{}
 	for _, c := range have.Containers {
 		name := c.GetMetadata().GetName()
-		if !c.Exited() || !kept[name] {
+		isPast := kept[name] || (newer[name] && c.State == cri.ContainerState_CONTAINER_CREATED)
+		newer[name] = true
+		if c.Running() || !isPast {
 			kept[name] = kept[name] || c.Exited()
 			continue
 		}

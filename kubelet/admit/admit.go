@@ -49,7 +49,6 @@ func Fits(p *v1.Pod, n Node) *Refusal { return refuse(p, n, []check{resources}) 
 func refuse(p *v1.Pod, n Node, checks []check) *Refusal {
 	for _, check := range checks {
 		if r := check(p, n); r != nil {
-			r.Message = "Pod was rejected: " + r.Message
 			return r
 		}
 	}

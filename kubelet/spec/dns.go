@@ -44,7 +44,7 @@ func ParseResolvConf(data string) *cri.DNSConfig {
 				dns.Searches = append(dns.Searches, s)
 			}
 		case "options":
-			dns.Options = fields[1:]
+			dns.Options = append(dns.Options, fields[1:]...)
 		}
 	}
 	return dns

@@ -20,7 +20,7 @@ spec:
   containers:
   - name: main
     image: IMAGE
-    command: [sh, -c, "trap exit TERM; while :; do sleep 0.1; done"]
+    command: [sh, -c, "trap 'exit 1' TERM; while :; do sleep 0.1; done"]
     resources: {requests: {example.com/room: "COUNT"}, limits: {example.com/room: "COUNT"}}
 `
 
