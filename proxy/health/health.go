@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/model"
 )
 
 // patience is how long something may be pending before the proxy is not healthy: twice the period in which kube-proxy
@@ -23,6 +24,7 @@ type Health struct {
 	mu           sync.Mutex
 	pendingSince time.Time // zero if nothing is
 	updated      time.Time
+	families     []model.Family // those of the last sync that did not fail
 	leaving      bool
 }
 
@@ -41,7 +43,7 @@ func (h *Health) Synced(s proxy.Sync) {
 	defer h.mu.Unlock()
 	h.leaving = s.Node.Leaving
 	if s.Err == nil {
-		h.pendingSince, h.updated = time.Time{}, s.Ended
+		h.pendingSince, h.updated, h.families = time.Time{}, s.Ended, s.Network.Families
 	}
 }
 
@@ -51,6 +53,13 @@ type report struct {
 	CurrentTime  time.Time `json:"currentTime"`
 	NodeEligible *bool     `json:"nodeEligible,omitempty"`
 	Healthy      bool      `json:"healthy"`
+	// Status is that of each family, which is set in one sync with the other.
+	Status map[string]familyReport `json:"status,omitempty"`
+}
+
+type familyReport struct {
+	LastUpdated time.Time `json:"lastUpdated"`
+	Healthy     bool      `json:"healthy"`
 }
 
 // Healthy is false if something has been pending for too long. A proxy that has not begun yet is healthy.
@@ -76,7 +85,10 @@ func (h *Health) Handler() http.Handler {
 func (h *Health) answer(w http.ResponseWriter, path string) {
 	now := time.Now()
 	h.mu.Lock()
-	out := report{LastUpdated: h.updated, CurrentTime: now, Healthy: h.healthyLocked(now)}
+	out := report{LastUpdated: h.updated, CurrentTime: now, Healthy: h.healthyLocked(now), Status: map[string]familyReport{}}
+	for _, f := range h.families {
+		out.Status[f.String()] = familyReport{LastUpdated: h.updated, Healthy: out.Healthy}
+	}
 	eligible := !h.leaving
 	h.mu.Unlock()
 	good := out.Healthy

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/watch"
 )
 
@@ -86,13 +87,19 @@ func TestHealth(t *testing.T) {
 func TestHealthBody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &Health{}
-		h.Synced(synced(nil))
+		sync := synced(nil)
+		sync.Network.Families = []model.Family{model.IPv4, model.IPv6}
+		h.Synced(sync)
 		then := time.Now()
+		status := func(healthy bool) map[string]any {
+			one := map[string]any{"lastUpdated": then.Format(time.RFC3339Nano), "healthy": healthy}
+			return map[string]any{"IPv4": one, "IPv6": one}
+		}
 		time.Sleep(time.Hour)
 		for path, eligible := range map[string]any{"/healthz": true, "/livez": nil} {
 			got := ask(t, h, path)
 			now := time.Now().Format(time.RFC3339Nano)
-			want := map[string]any{"lastUpdated": now, "currentTime": now, "healthy": true}
+			want := map[string]any{"lastUpdated": now, "currentTime": now, "healthy": true, "status": status(true)}
 			if eligible != nil {
 				want["nodeEligible"] = eligible
 			}
@@ -103,7 +110,7 @@ func TestHealthBody(t *testing.T) {
 		h.Pending(time.Now())
 		time.Sleep(patience)
 		got := ask(t, h, "/livez").body
-		if got["lastUpdated"] != then.Format(time.RFC3339Nano) || got["healthy"] != false {
+		if got["lastUpdated"] != then.Format(time.RFC3339Nano) || got["healthy"] != false || fmt.Sprint(got["status"]) != fmt.Sprint(status(false)) {
 			t.Errorf("not healthy: %v", got)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -29,7 +30,8 @@ type Services struct {
 	Failed func(service model.Name, err error)
 
 	mu      sync.Mutex
-	addrs   []netip.Addr // empty for all
+	addrs   []netip.Addr        // empty for all
+	checks  []model.HealthCheck // as told last
 	wanted  map[model.Name]model.HealthCheck
 	servers map[model.Name]*server
 	// failed are those that can't listen; again tries once more.
@@ -50,7 +52,7 @@ type server struct {
 	http    *http.Server
 
 	mu        sync.Mutex
-	endpoints int
+	endpoints map[model.Family]int
 }
 
 // Pending is of proxy.Observer.
@@ -63,21 +65,30 @@ func (s *Services) Synced(sync proxy.Sync) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.addrs = nil
+	var addrs []netip.Addr
 	if !sync.Network.AllNodePorts {
-		s.addrs = sync.Network.NodePorts
+		addrs = sync.Network.NodePorts
 	}
+	if s.wanted != nil && same(s.checks, sync.HealthChecks) && slices.Equal(s.addrs, addrs) {
+		return
+	}
+	s.addrs, s.checks = addrs, sync.HealthChecks
 	s.wanted = map[model.Name]model.HealthCheck{}
 	for _, check := range sync.HealthChecks {
 		s.wanted[check.Service] = check
 	}
 	for name, have := range s.servers {
-		if want, ok := s.wanted[name]; !ok || want.Port != have.port || !slices.Equal(have.addrs, s.addrs) {
+		if want, ok := s.wanted[name]; !ok || want.Port != have.port || !slices.Equal(have.addrs, s.addrs) || !have.isIn(want.LocalEndpoints) {
 			have.close()
 			delete(s.servers, name)
 		}
 	}
 	s.serveAllLocked()
+}
+
+// same tells whether it is one slice, see model.State.
+func same(a, b []model.HealthCheck) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 func (s *Services) serveAllLocked() {
@@ -104,7 +115,7 @@ func (s *Services) tryAgain() {
 func (s *Services) serveLocked(name model.Name, want model.HealthCheck, told bool) {
 	have := s.servers[name]
 	if have == nil {
-		have = &server{Services: s, service: name, port: want.Port, addrs: s.addrs}
+		have = &server{Services: s, service: name, port: want.Port, addrs: s.addrs, endpoints: want.LocalEndpoints}
 		if err := have.listen(); err != nil {
 			if s.failed[name] = true; !told {
 				s.tell(name, fmt.Errorf("healthCheckNodePort %d of service %s: %w", want.Port, name, err))
@@ -141,17 +152,32 @@ func (s *Services) Close() {
 	}
 }
 
+// isIn tells whether the server is one of a Service in these families.
+func (s *server) isIn(families map[model.Family]int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.EqualFunc(s.endpoints, families, func(int, int) bool { return true })
+}
+
+// networks are those of a family, which a Service without it is not asked in.
+var networks = map[model.Family]string{model.IPv4: "tcp4", model.IPv6: "tcp6"}
+
 func (s *server) listen() error {
-	addrs := []string{""}
-	if len(s.addrs) > 0 {
-		addrs = nil
+	type place struct{ network, addr string }
+	var places []place
+	for family := range s.endpoints {
+		if len(s.addrs) == 0 {
+			places = append(places, place{networks[family], ""})
+		}
 		for _, a := range s.addrs {
-			addrs = append(addrs, a.String())
+			if model.FamilyOf(a) == family {
+				places = append(places, place{networks[family], a.String()})
+			}
 		}
 	}
 	var listeners []net.Listener
-	for _, a := range addrs {
-		l, err := (&net.ListenConfig{Control: freely}).Listen(context.Background(), "tcp", net.JoinHostPort(a, strconv.Itoa(int(s.port))))
+	for _, p := range places {
+		l, err := (&net.ListenConfig{Control: freely}).Listen(context.Background(), p.network, net.JoinHostPort(p.addr, strconv.Itoa(int(s.port))))
 		if err != nil {
 			for _, l := range listeners {
 				err = errors.Join(err, l.Close())
@@ -189,11 +215,11 @@ type endpointReport struct {
 
 // ServeHTTP answers whether packets for the Service shall be sent to this node, and how many of them (KEP-3836 and the
 // header that some load balancers weigh nodes by).
-func (s *server) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	out := endpointReport{ServiceProxyHealthy: s.Healthy()}
 	out.Service.Namespace, out.Service.Name = s.service.Namespace, s.service.Name
 	s.mu.Lock()
-	out.LocalEndpoints = s.endpoints
+	out.LocalEndpoints = s.endpoints[askedIn(r)]
 	s.mu.Unlock()
 	w.Header().Set("X-Load-Balancing-Endpoint-Weight", strconv.Itoa(out.LocalEndpoints))
 	code := http.StatusServiceUnavailable
@@ -201,4 +227,12 @@ func (s *server) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
 		code = http.StatusOK
 	}
 	write(w, code, out)
+}
+
+// askedIn is the family of the address at which a server was asked.
+func askedIn(r *http.Request) model.Family {
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr); ok {
+		return model.FamilyOf(local.AddrPort().Addr().Unmap())
+	}
+	return model.IPv4
 }

@@ -50,6 +50,9 @@ func at(addrs []string, checks ...model.HealthCheck) proxy.Sync {
 	return out
 }
 
+// count is of a Service in IPv4.
+func count(n int) map[model.Family]int { return map[model.Family]int{model.IPv4: n} }
+
 // get is nil where nobody listens.
 func get(t *testing.T, addr string, port uint16) (*http.Response, string) {
 	t.Helper()
@@ -77,7 +80,7 @@ func TestServiceAnswers(t *testing.T) {
 		code      int
 	}{{2, true, 200}, {0, true, 503}, {1, true, 200}, {1, false, 503}, {0, false, 503}} {
 		healthy.Store(tt.healthy)
-		s.Synced(at(nil, model.HealthCheck{Service: web, Port: port, LocalEndpoints: tt.endpoints}))
+		s.Synced(at(nil, model.HealthCheck{Service: web, Port: port, LocalEndpoints: count(tt.endpoints)}))
 		r, body := get(t, "127.0.0.1", port)
 		want := fmt.Sprintf(`{"service":{"namespace":"shop","name":"web"},"localEndpoints":%d,"serviceProxyHealthy":%v}`, tt.endpoints, tt.healthy)
 		if r == nil || r.StatusCode != tt.code || body != want {
@@ -95,6 +98,36 @@ func TestServiceAnswers(t *testing.T) {
 	}
 }
 
+// Whoever asks is told of the endpoints in the family in which he asks, and a Service in one family is not asked in the other.
+func TestServiceFamilies(t *testing.T) {
+	s, _, failed := services(t)
+	port := freePort(t)
+	both := map[model.Family]int{model.IPv4: 2, model.IPv6: 1}
+	for _, tt := range []struct {
+		addrs  []string
+		counts map[model.Family]int
+		want   []string // in IPv4 and IPv6
+	}{
+		{nil, both, []string{"2", "1"}}, {nil, count(1), []string{"1", ""}}, {nil, map[model.Family]int{model.IPv6: 0}, []string{"", "0"}},
+		{[]string{"127.0.0.1", "::1"}, both, []string{"2", "1"}}, {[]string{"127.0.0.1", "::1"}, count(3), []string{"3", ""}},
+		{[]string{"127.0.0.1"}, both, []string{"2", ""}},
+	} {
+		s.Synced(at(tt.addrs, model.HealthCheck{Service: web, Port: port, LocalEndpoints: tt.counts}))
+		for i, addr := range []string{"127.0.0.1", "::1"} {
+			got := ""
+			if r, _ := get(t, addr, port); r != nil {
+				got = r.Header.Get("X-Load-Balancing-Endpoint-Weight")
+			}
+			if got != tt.want[i] {
+				t.Errorf("%v at %v: %s says %q, want %q", tt.counts, tt.addrs, addr, got, tt.want[i])
+			}
+		}
+	}
+	if len(*failed) > 0 {
+		t.Errorf("told %q", *failed)
+	}
+}
+
 // A server is where its Service wants it, for as long as it does.
 func TestServiceServers(t *testing.T) {
 	s, _, _ := services(t)
@@ -105,7 +138,7 @@ func TestServiceServers(t *testing.T) {
 			t.Errorf("%s port %d: listens %v, want %v", addr, port, r != nil, want)
 		}
 	}
-	check := model.HealthCheck{Service: web, Port: first, LocalEndpoints: 1}
+	check := model.HealthCheck{Service: web, Port: first, LocalEndpoints: count(1)}
 	s.Synced(at([]string{"127.0.0.1"}, check))
 	listens("127.0.0.1", first, true)
 	listens("127.0.0.2", first, false)
@@ -124,7 +157,7 @@ func TestServiceServers(t *testing.T) {
 	listens("127.0.0.2", second, true)
 	listens("127.0.0.1", second, false)
 
-	s.Synced(at(nil, check, model.HealthCheck{Service: model.Name{Namespace: "shop", Name: "db"}, Port: first}))
+	s.Synced(at(nil, check, model.HealthCheck{Service: model.Name{Namespace: "shop", Name: "db"}, Port: first, LocalEndpoints: count(0)}))
 	listens("127.0.0.1", first, true)
 	listens("127.0.0.1", second, true)
 	s.Synced(at(nil))
@@ -143,9 +176,9 @@ func TestServicePortTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	port := uint16(l.Addr().(*net.TCPAddr).Port)
-	sync := at([]string{"127.0.0.1", "127.0.0.2"}, model.HealthCheck{Service: web, Port: port, LocalEndpoints: 1})
+	sync := at([]string{"127.0.0.1", "127.0.0.2"}, model.HealthCheck{Service: web, Port: port, LocalEndpoints: count(1)})
 	s.Synced(sync)
-	want := fmt.Sprintf("shop/web: healthCheckNodePort %d of service shop/web: listen tcp 127.0.0.2:%d", port, port)
+	want := fmt.Sprintf("shop/web: healthCheckNodePort %d of service shop/web: listen tcp4 127.0.0.2:%d", port, port)
 	if len(*failed) != 1 || !strings.HasPrefix((*failed)[0], want) {
 		t.Errorf("told %q, want %q", *failed, want)
 	}
@@ -171,7 +204,7 @@ func TestServiceTriesAgain(t *testing.T) {
 	port := uint16(l.Addr().(*net.TCPAddr).Port)
 	synctest.Test(t, func(t *testing.T) {
 		s, _, failed := services(t)
-		s.Synced(at([]string{"127.0.0.2"}, model.HealthCheck{Service: web, Port: port}))
+		s.Synced(at([]string{"127.0.0.2"}, model.HealthCheck{Service: web, Port: port, LocalEndpoints: count(0)}))
 		s.mu.Lock()
 		first := s.again
 		s.mu.Unlock()
@@ -188,7 +221,7 @@ func TestServiceTriesAgain(t *testing.T) {
 // A server listens at an address that an interface will have in a moment.
 func TestServiceListensEarly(t *testing.T) {
 	s, _, failed := services(t)
-	s.Synced(at([]string{"127.0.0.1", "192.0.2.99", "2001:db8:ffff::99"}, model.HealthCheck{Service: web, Port: freePort(t)}))
+	s.Synced(at([]string{"127.0.0.1", "192.0.2.99", "2001:db8:ffff::99"}, model.HealthCheck{Service: web, Port: freePort(t), LocalEndpoints: map[model.Family]int{model.IPv4: 1, model.IPv6: 1}}))
 	if len(*failed) > 0 {
 		t.Errorf("told %q", *failed)
 	}

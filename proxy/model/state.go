@@ -19,8 +19,10 @@ type State struct {
 	// claims are, for each address and port, the ports of Services that would like to have it. The first has it.
 	claims map[claimKey][]claimant
 	dirty  map[Name]bool
-	// checked are the Services that ask for a health check.
-	checked map[Name]bool
+	// checked are the health checks of the Services that ask for one, and checks are the same, as they were told last; nil
+	// after a change.
+	checked map[Name]HealthCheck
+	checks  []HealthCheck
 }
 
 // entry is a Service's objects, which may come in any order, and its ports as Commit told them last.
@@ -51,7 +53,7 @@ func (c claimant) compare(o claimant) int {
 
 // NewState is of a cluster without Services, seen from a node. Ports are of the network's families only.
 func NewState(node Node, network Network) *State {
-	s := &State{node: node, services: map[Name]*entry{}, claims: map[claimKey][]claimant{}, dirty: map[Name]bool{}, checked: map[Name]bool{}}
+	s := &State{node: node, services: map[Name]*entry{}, claims: map[claimKey][]claimant{}, dirty: map[Name]bool{}, checked: map[Name]HealthCheck{}}
 	s.SetNetwork(network)
 	return s
 }
@@ -93,9 +95,6 @@ func (s *State) touch(name Name) *entry {
 // SetService adds or replaces a Service.
 func (s *State) SetService(service *Service) {
 	s.touch(service.Name).service = service
-	if delete(s.checked, service.Name); service.HealthCheckNodePort != 0 {
-		s.checked[service.Name] = true
-	}
 }
 
 // DeleteService forgets a Service; its slices may outlive it for a while.
@@ -103,7 +102,6 @@ func (s *State) DeleteService(name Name) {
 	if s.services[name] != nil {
 		s.touch(name).service = nil
 	}
-	delete(s.checked, name)
 }
 
 // SetSlice adds or replaces a slice. Whoever tells of a slice that changed its Service deletes the old one first.
@@ -141,6 +139,7 @@ func (s *State) Commit() []Change {
 // reclaim computes what a Service wants, and adds to affected who else's frontends may be others for it.
 func (s *State) reclaim(name Name, affected map[Name]bool) {
 	e := s.services[name]
+	s.recheck(name, e)
 	for _, port := range e.wants {
 		s.release(port, affected)
 	}
