@@ -226,3 +226,25 @@ func TestTamperedAndRecheck(t *testing.T) {
 		b.did("replace 1 at [192.0.2.1]")
 	})
 }
+
+// Who fights for the same rules is answered once in a while.
+func TestTamperedAgainAndAgain(t *testing.T) {
+	play(t, func(b *bench) {
+		b.synced()
+		b.did("replace 0 at []")
+		began := time.Now()
+		for range 1000 { // for 10 s
+			select {
+			case b.kernel.tampered <- struct{}{}:
+			default:
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		synctest.Wait()
+		b.did("replace 0 at []", "replace 0 at []", "replace 0 at []") // at 0, 5 and 10 s
+		b.add("a", 1)
+		b.did("apply 1") // what is not restored waits for nothing
+		time.Sleep(time.Until(began.Add(time.Minute)))
+		b.did()
+	})
+}

@@ -16,17 +16,28 @@ const (
 	maxRetry   = 30 * time.Second
 )
 
+// restoreGap lies between two restorations of what others changed: a program that fights for the same rules must not have
+// us set all of them again and again.
+const restoreGap = 5 * time.Second
+
 // loop tells the backend what is pending, as soon as something is.
 func (p *Proxy) loop(ctx context.Context) {
-	retry := time.NewTimer(0)
+	retry, heed := time.NewTimer(0), time.NewTimer(0)
 	retry.Stop()
+	heed.Stop()
 	wait := firstRetry
+	tampered := p.Backend.Tampered()
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.Backend.Tampered():
+		case <-tampered:
 			p.note(func() { p.outdated++ })
+			tampered = nil // until heed: what is told meanwhile waits there
+			heed.Reset(restoreGap)
+			continue
+		case <-heed.C:
+			tampered = p.Backend.Tampered()
 			continue
 		case <-p.wake:
 		case <-retry.C:

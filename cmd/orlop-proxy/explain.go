@@ -16,9 +16,10 @@ import (
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/config"
 	"github.com/orlop/orlop/proxy/explain"
-	"github.com/orlop/orlop/proxy/iptables"
+	"github.com/orlop/orlop/proxy/ipvs"
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/nft"
+	"github.com/orlop/orlop/proxy/xtables"
 )
 
 // explainPath is where a running proxy explains, at its metrics server.
@@ -107,6 +108,11 @@ func (e explainer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, fmt.Sprintf("service %s has no port %s", name, port), http.StatusNotFound)
 		return
 	}
+	if e.mode == config.IPVS {
+		for i, x := range all {
+			all[i].Port = ipvs.Served(x.Port)
+		}
+	}
 	kernel, err := e.kernel(r.Context(), network)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -131,7 +137,7 @@ func parseService(text string) (model.Name, string) {
 	return model.Name{Namespace: namespace, Name: name}, port
 }
 
-// kernel reads the rules back, where that can be done.
+// kernel reads the rules back.
 func (e explainer) kernel(ctx context.Context, network model.Network) (map[model.Family]explain.Kernel, error) {
 	out := map[model.Family]explain.Kernel{}
 	for _, f := range network.Families {
@@ -140,7 +146,9 @@ func (e explainer) kernel(ctx context.Context, network model.Network) (map[model
 		case config.NFTables:
 			out[f], err = nft.Read(f)
 		case config.IPTables:
-			out[f], err = iptables.Read(ctx, f)
+			out[f], err = xtables.Read(ctx, f)
+		case config.IPVS:
+			out[f], err = ipvs.Read(ctx, f)
 		}
 		if err != nil {
 			return nil, err

@@ -8,7 +8,6 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,8 +15,10 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/sysctl"
 	"github.com/orlop/orlop/proxy/xtables"
 )
 
@@ -29,10 +30,10 @@ type Backend struct {
 }
 
 // New is a backend in the network namespace of the process. Nothing is changed before Replace.
-func New(log *slog.Logger) (*Backend, error) { return open(log, xtables.UsualPace) }
+func New(log *slog.Logger) (*Backend, error) { return open(log, xtables.UsualPoll) }
 
-func open(log *slog.Logger, pace xtables.Pace) (*Backend, error) {
-	kernel, err := xtables.Open(log, hooks(), pace)
+func open(log *slog.Logger, poll time.Duration) (*Backend, error) {
+	kernel, err := xtables.Open(log, hooks(), poll)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +45,7 @@ func (b *Backend) Replace(ctx context.Context, rules model.Rules) error {
 	if err := xtables.CheckNetwork(&rules.Network); err != nil {
 		return fmt.Errorf("iptables: %w", err)
 	}
-	if err := routeLocalnet(&rules.Network); err != nil {
+	if err := Prepare(&rules.Network); err != nil {
 		return fmt.Errorf("iptables: %w", err)
 	}
 	b.tables = map[model.Family]*tables{}
@@ -60,17 +61,13 @@ func (b *Backend) Replace(ctx context.Context, rules model.Rules) error {
 	return errors.Join(errs...)
 }
 
-// routeLocalnet has the kernel route packets from the loopback address to endpoints. It is not undone: others may want
-// it, too, and KUBE-FIREWALL makes it harmless.
-func routeLocalnet(n *model.Network) error {
+// Prepare has the kernel route packets from the loopback address to endpoints, which takes more than CAP_NET_ADMIN. It is not
+// undone: others may want it, too, and KUBE-FIREWALL makes it harmless.
+func Prepare(n *model.Network) error {
 	if !slices.Contains(n.Families, model.IPv4) || !localhost(families[model.IPv4], n) {
 		return nil
 	}
-	const path = "/proc/sys/net/ipv4/conf/all/route_localnet"
-	if have, err := os.ReadFile(path); err == nil && bytes.Equal(bytes.TrimSpace(have), []byte("1")) {
-		return nil
-	}
-	return os.WriteFile(path, []byte("1"), 0o644)
+	return sysctl.Setting{Path: "net/ipv4/conf/all/route_localnet", Value: 1}.Set()
 }
 
 // replace sets all rules of a family.

@@ -57,7 +57,7 @@ func use(t testing.TB, kind string) {
 func newBackend(t testing.TB) *Backend {
 	t.Helper()
 	kernel.Require(t, kernel.Root, kernel.Command("iptables-restore"), kernel.Command("ip6tables-restore"))
-	b, err := open(slog.New(slog.DiscardHandler), xtables.Pace{Poll: 20 * time.Millisecond})
+	b, err := open(slog.New(slog.DiscardHandler), 20*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func TestKernelAgrees(t *testing.T) {
 				t.Fatalf("%s: %v", name, err)
 			}
 			for i, family := range network.Families {
-				rules, err := Read(t.Context(), family)
+				rules, err := xtables.Read(t.Context(), family)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -240,7 +240,11 @@ func TestTampered(t *testing.T) {
 		}
 		replace()
 		before := saved(t)
-		for _, others := range []string{"iptables -t nat -A POSTROUTING -s 10.9.0.0/16 -j ACCEPT", "iptables -t nat -D POSTROUTING -s 10.9.0.0/16 -j ACCEPT"} {
+		for _, others := range []string{
+			"iptables -t nat -I POSTROUTING -s 10.9.0.0/16 -j ACCEPT", "iptables -t nat -D POSTROUTING -s 10.9.0.0/16 -j ACCEPT",
+			"ip6tables -N OTHERS", "ip6tables -I INPUT -j OTHERS", "ip6tables -A OTHERS -j ACCEPT",
+			"ip6tables -D INPUT -j OTHERS", "ip6tables -F OTHERS", "ip6tables -X OTHERS",
+		} {
 			if err := do(strings.Fields(others)...); err != nil {
 				t.Fatal(err)
 			}
@@ -250,7 +254,11 @@ func TestTampered(t *testing.T) {
 			case <-time.After(200 * time.Millisecond): // some polls
 			}
 		}
-		for _, tamper := range []string{"iptables -t nat -F", "ip6tables -t filter -F", "iptables -t nat -F OUTPUT", "iptables -t filter -F KUBE-FORWARD"} {
+		for _, tamper := range []string{
+			"iptables -t nat -F", "ip6tables -t filter -F", "iptables -t nat -F OUTPUT", "iptables -t filter -F KUBE-FORWARD",
+			"iptables -t nat -D KUBE-POSTROUTING 1", "ip6tables -t filter -A KUBE-SERVICES -j ACCEPT", "ip6tables -t nat -F KUBE-NODEPORTS",
+			"iptables -t nat -R KUBE-MARK-MASQ 1 -j MARK --or-mark 0x8000", // as large as before
+		} {
 			if err := do(strings.Fields(tamper)...); err != nil {
 				t.Fatal(err)
 			}

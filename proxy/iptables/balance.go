@@ -28,7 +28,7 @@ func (d *described) balance(set model.Set) error {
 		if d.port.Affinity != 0 {
 			chain := endpointChain(key, e.Addr)
 			rules = append(rules, join(d.towards(e), fmt.Sprintf("-m recent --rcheck --seconds %d --reap --name %s --mask %s --rsource -j %s",
-				affinitySeconds(d.port.Affinity), chain, d.family.clientMask, chain)))
+				affinitySeconds(d.port.Affinity), chain, xtables.ClientMasks[d.family.Family], chain)))
 		}
 	}
 	for i, e := range endpoints {
@@ -113,7 +113,7 @@ func (d *described) endpointRules(e model.Endpoint) []string {
 	}
 	protocol, recent := d.port.Key.Protocol.String(), ""
 	if d.port.Affinity != 0 {
-		recent = fmt.Sprintf("-m recent --set --name %s --mask %s --rsource", endpointChain(d.port.Key, e.Addr), d.family.clientMask)
+		recent = fmt.Sprintf("-m recent --set --name %s --mask %s --rsource", endpointChain(d.port.Key, e.Addr), xtables.ClientMasks[d.family.Family])
 	}
 	return append(out, join("-p", protocol, text, recent, "-m", protocol, "-j DNAT --to-destination", e.Addr.String()))
 }

@@ -75,7 +75,7 @@ func (p *played) agree(t *testing.T, c *modeltest.Cluster) {
 }
 
 // agree is of the rules of a family: 0 for IPv4.
-func agree(t *testing.T, c *modeltest.Cluster, family int, rules *Rules) {
+func agree(t *testing.T, c *modeltest.Cluster, family int, rules *xtables.Rules) {
 	t.Helper()
 	local := func(a netip.Addr) bool {
 		return a == modeltest.NodeSource[family] || a == modeltest.SecondAddress[family] || a.IsLoopback()
@@ -204,7 +204,9 @@ func TestAffinity(t *testing.T) {
 	p := play(t, model.Rules{Network: modeltest.Network(), Ports: []*model.Port{port}})
 	for _, e := range port.Cluster {
 		known := map[string]bool{endpointChain(port.Key, e.Addr): true}
-		got, err := p.rules[model.IPv4].tracer().trace(t.Context(), toWeb, known)
+		rules := p.rules[model.IPv4].tracer()
+		rules.Known = known
+		got, err := rules.Trace(t.Context(), toWeb)
 		if err != nil || fmt.Sprint(got.Endpoints) != fmt.Sprint([]netip.AddrPort{e.Addr}) {
 			t.Errorf("a client of %s: %+v, %v", e.Addr, got, err)
 		}
@@ -304,7 +306,7 @@ func FuzzComment(f *testing.F) {
 	f.Add(strings.Repeat("x", 300))
 	f.Fuzz(func(t *testing.T, text string) {
 		got := comment(text)
-		if words := splitRule(got); len(words) != 4 && strings.TrimSpace(text) != "" {
+		if words := xtables.SplitRule(got); len(words) != 4 && strings.TrimSpace(text) != "" {
 			t.Errorf("%q has the words %q", got, words)
 		}
 		if strings.ContainsAny(got, "\n\r\\") || strings.Count(got, `"`) != 2 {

@@ -16,7 +16,7 @@ import (
 // freshly is what a fresh start makes of a cluster's objects.
 func freshly(ctx context.Context, c *modeltest.Cluster) (out map[model.Family][]string, err error) {
 	err = kernel.Apart(func() error {
-		b, err := open(slog.New(slog.DiscardHandler), xtables.UsualPace)
+		b, err := open(slog.New(slog.DiscardHandler), xtables.UsualPoll)
 		if err != nil {
 			return err
 		}

@@ -13,18 +13,16 @@ type family struct {
 	// unreachable is what REJECT answers.
 	unreachable string
 	loopback    netip.Prefix
-	// clientMask is how much of an address tells clients apart: all.
-	clientMask string
 }
 
 var families = map[model.Family]*family{
 	model.IPv4: {
 		Family: model.IPv4, program: "iptables", unreachable: "icmp-port-unreachable",
-		loopback: netip.MustParsePrefix("127.0.0.0/8"), clientMask: "255.255.255.255",
+		loopback: netip.MustParsePrefix("127.0.0.0/8"),
 	},
 	model.IPv6: {
 		Family: model.IPv6, program: "ip6tables", unreachable: "icmp6-port-unreachable",
-		loopback: netip.MustParsePrefix("::1/128"), clientMask: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+		loopback: netip.MustParsePrefix("::1/128"),
 	},
 }
 

@@ -67,9 +67,9 @@ func (r ruleset) restore(text string) error {
 func (r ruleset) linked(table string) error {
 	for chain, rules := range r[table] {
 		for _, rule := range rules {
-			words := splitRule(rule)
+			words := xtables.SplitRule(rule)
 			target := words[slices.Index(words, "-j")+1] // the first word where there is none, which is no chain
-			if _, known := r[table][target]; !known && !slices.Contains(verdicts, target) {
+			if _, known := r[table][target]; !known && !slices.Contains(xtables.Verdicts, target) {
 				return fmt.Errorf("chain %s leads to %q, which is not there", chain, target)
 			}
 		}
@@ -78,12 +78,12 @@ func (r ruleset) linked(table string) error {
 }
 
 // tracer follows packets through the ruleset as it is now.
-func (r ruleset) tracer() *Rules {
-	return newRules(func(_ context.Context, table, chain string) ([]string, error) {
+func (r ruleset) tracer() *xtables.Rules {
+	return &xtables.Rules{List: func(_ context.Context, table, chain string) ([]string, error) {
 		rules, known := r[table][chain]
 		if !known {
 			return nil, fmt.Errorf("no chain %s", chain)
 		}
 		return rules, nil
-	})
+	}}
 }

@@ -12,10 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/ipvs"
@@ -23,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/proxy/sysctl"
 	"github.com/orlop/orlop/proxy/xtables"
 )
 
@@ -46,12 +49,14 @@ type Backend struct {
 	tampered chan struct{}
 	handle   *ipvs.Handle
 	rules    *xtables.Handle
-	link     netlink.Link
-	network  model.Network
-	node     []netip.Addr // where NodePorts are served
+	// deviceIndex is the link's, which is there before any address is heard of.
+	deviceIndex atomic.Int64
 
-	mu    sync.Mutex // of all below, and of what the kernel holds
-	ports map[model.PortKey]*described
+	mu      sync.Mutex // of all below, and of what the kernel holds
+	link    netlink.Link
+	network model.Network
+	node    node
+	ports   map[model.PortKey]*described
 	// servers are the virtual servers that are there. One may pass from a port to another in one go.
 	servers map[server]served
 	// counts are how many ports need an entry or an address that several may have.
@@ -80,7 +85,7 @@ func New(log *slog.Logger, s Settings) (*Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ipvs: this kernel does not have it; load the module ip_vs, or use mode nftables: %w", err)
 	}
-	rules, err := xtables.Open(log, hooks(), xtables.UsualPace)
+	rules, err := xtables.Open(log, hooks(), xtables.UsualPoll)
 	if err != nil {
 		handle.Close()
 		return nil, err
@@ -88,16 +93,22 @@ func New(log *slog.Logger, s Settings) (*Backend, error) {
 	return &Backend{log: log, settings: s, tampered: make(chan struct{}, 1), handle: handle, rules: rules}, nil
 }
 
-// sysctls are what IPVS needs to work with connection tracking, and to answer for no address that is another node's.
-func (b *Backend) sysctls() map[string]string {
-	out := map[string]string{
-		"net/ipv4/vs/conntrack": "1", "net/ipv4/vs/conn_reuse_mode": "0", "net/ipv4/vs/expire_nodest_conn": "1",
-		"net/ipv4/vs/expire_quiescent_template": "1", "net/ipv4/ip_forward": "1",
+// Prepare sets what IPVS needs to work with connection tracking, and to answer for no address that is another node's. It is
+// all that takes more than CAP_NET_ADMIN. The kernel's conn_reuse_mode stays as it is: since Linux 5.9 its default does not
+// delay connections, and without it those from a port that was used before go to endpoints that are about to end.
+func Prepare(s Settings) error {
+	all := []sysctl.Setting{
+		{Path: "net/ipv4/vs/conntrack", Value: 1}, {Path: "net/ipv4/vs/expire_nodest_conn", Value: 1},
+		{Path: "net/ipv4/vs/expire_quiescent_template", Value: 1}, {Path: "net/ipv4/ip_forward", Value: 1},
 	}
-	if b.settings.StrictARP {
-		out["net/ipv4/conf/all/arp_ignore"], out["net/ipv4/conf/all/arp_announce"] = "1", "2"
+	if s.StrictARP {
+		all = append(all, sysctl.Setting{Path: "net/ipv4/conf/all/arp_ignore", Value: 1}, sysctl.Setting{Path: "net/ipv4/conf/all/arp_announce", Value: 2})
 	}
-	return out
+	var errs []error
+	for _, one := range all {
+		errs = append(errs, one.Set())
+	}
+	return errors.Join(errs...)
 }
 
 // Replace is of proxy.Backend. What is there and is to be there is left alone, and with it its connections.
@@ -115,7 +126,7 @@ func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
 	b.servers = map[server]served{}
 	all := &described{servers: map[server]destinations{}}
 	for _, port := range r.Ports {
-		d := describe(port, b.node)
+		d := b.node.describe(port)
 		b.ports[port.Key] = d
 		for s, ds := range d.servers {
 			all.servers[s] = ds
@@ -132,15 +143,14 @@ func (b *Backend) Replace(ctx context.Context, r model.Rules) error {
 			}
 		}
 	}
-	for _, step := range []func(*described) error{b.replaceSets, b.replaceServers, b.replaceAddrs} {
+	// An address is served once all is there that says to whom.
+	rules := func(*described) error { return b.replaceRules(ctx) }
+	for _, step := range []func(*described) error{b.replaceSets, rules, b.replaceServers, b.replaceAddrs} {
 		if err := step(all); err != nil {
 			return fmt.Errorf("ipvs: %w", err)
 		}
 	}
-	if err := b.replaceRules(ctx); err != nil {
-		return fmt.Errorf("ipvs: %w", err)
-	}
-	return b.watch()
+	return nil
 }
 
 func (b *Backend) replaceRules(ctx context.Context) error {
@@ -157,10 +167,8 @@ func (b *Backend) replaceRules(ctx context.Context) error {
 
 // prepare makes the device and sets what the kernel needs.
 func (b *Backend) prepare() error {
-	for path, value := range b.sysctls() {
-		if err := os.WriteFile("/proc/sys/"+path, []byte(value), 0); err != nil {
-			b.log.Warn("a setting of the kernel stays as it is", "path", path, "err", err)
-		}
+	if err := Prepare(b.settings); err != nil {
+		b.log.Warn("settings of the kernel stay as they are", "err", err)
 	}
 	if t := b.settings; t.TCP != 0 || t.TCPFin != 0 || t.UDP != 0 {
 		if err := b.handle.SetConfig(&ipvs.Config{TimeoutTCP: t.TCP, TimeoutTCPFin: t.TCPFin, TimeoutUDP: t.UDP}); err != nil {
@@ -180,25 +188,29 @@ func (b *Backend) prepare() error {
 		return fmt.Errorf("device %s: %w", device, err)
 	}
 	b.link = link
-	b.node = b.network.NodePorts
-	if b.network.AllNodePorts {
-		b.node, err = nodeAddrs(link)
+	b.deviceIndex.Store(int64(link.Attrs().Index))
+	if err := b.watch(); err != nil { // before the node's addresses are looked at, so that no change of them is missed
+		return err
 	}
+	b.node, err = nodeBut(link, &b.network)
 	return err
 }
 
-// nodeAddrs are the node's addresses but for those of Services and of loopback.
-func nodeAddrs(but netlink.Link) ([]netip.Addr, error) {
+// nodeBut is this node without a device. NodePorts are not served at loopback addresses, which IPVS can't do.
+func nodeBut(device netlink.Link, n *model.Network) (node, error) {
+	out := node{own: map[netip.Addr]bool{}}
 	list, err := netlink.AddrList(nil, unix.AF_UNSPEC)
 	if err != nil {
-		return nil, fmt.Errorf("addresses of the node: %w", err)
+		return out, fmt.Errorf("addresses of the node: %w", err)
 	}
-	var out []netip.Addr
 	for _, a := range list {
 		addr, _ := netip.AddrFromSlice(a.IP)
-		if addr = addr.Unmap(); a.LinkIndex != but.Attrs().Index && !addr.IsLoopback() && !addr.IsLinkLocalUnicast() {
-			out = append(out, addr)
+		if addr = addr.Unmap(); a.LinkIndex != device.Attrs().Index && !addr.IsLoopback() && !addr.IsLinkLocalUnicast() {
+			out.own[addr] = true
 		}
+	}
+	if out.nodePorts = slices.DeleteFunc(slices.Clone(n.NodePorts), netip.Addr.IsLoopback); n.AllNodePorts {
+		out.nodePorts = slices.SortedFunc(maps.Keys(out.own), netip.Addr.Compare)
 	}
 	return out, nil
 }
@@ -222,7 +234,7 @@ func (b *Backend) applyLocked(c model.Change) error {
 		before = &described{}
 	}
 	if delete(b.ports, c.Key()); c.New != nil {
-		now = describe(c.New, b.node)
+		now = b.node.describe(c.New)
 		b.ports[c.Key()] = now
 	}
 	for _, a := range now.addrs {
@@ -264,14 +276,14 @@ func (b *Backend) removeLocked(key model.PortKey, before, now *described) error 
 		}
 		delete(b.servers, s)
 		if err := b.handle.DelService(b.service(s, 0)); err != nil && !errors.Is(err, unix.ESRCH) && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("virtual server %s: %w", s.addr, err)
+			return fmt.Errorf("virtual server %s: %w", s, err)
 		}
 	}
 	for _, a := range before.addrs {
 		if b.counts[a]--; b.counts[a] == 0 {
 			delete(b.counts, a)
-			if err := netlink.AddrDel(b.link, deviceAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-				return fmt.Errorf("address %s: %w", a, err)
+			if err := b.removeAddr(a); err != nil {
+				return err
 			}
 		}
 	}
@@ -289,20 +301,4 @@ func (b *Backend) Close() error {
 	b.ended.Wait()
 	b.handle.Close()
 	return b.rules.Close()
-}
-
-// Cleanup removes what this backend, or kube-proxy in mode ipvs, made. Virtual servers are only removed if the device is
-// there: without it they are somebody else's.
-func Cleanup() error {
-	link, err := netlink.LinkByName(device)
-	if err != nil {
-		return nil // never used
-	}
-	var errs []error
-	if handle, err := ipvs.New(""); err == nil {
-		errs = append(errs, handle.Flush())
-		handle.Close()
-	}
-	errs = append(errs, xtables.Cleanup(), dropSets(nil), netlink.LinkDel(link))
-	return errors.Join(errs...)
 }

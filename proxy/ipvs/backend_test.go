@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy/model"
@@ -39,6 +40,9 @@ func newBackend(t *testing.T, s Settings) *Backend {
 	kernel.Require(t, kernel.Root, kernel.IPVS, kernel.Command("iptables-restore"), kernel.Command("ip6tables-restore"))
 	if s.Scheduler == "" {
 		s.Scheduler = "rr"
+	}
+	if err := kernel.LoopbackUp(); err != nil { // without a route, no destination is an address for the kernel
+		t.Fatal(err)
 	}
 	b, err := New(slog.New(slog.NewTextHandler(t.Output(), nil)), s)
 	if err != nil {
@@ -101,7 +105,10 @@ func there(t *testing.T) []string {
 		for _, e := range s.Entries {
 			port, protocol := uint16(0), uint8(0)
 			if e.Port != nil {
-				port, protocol = *e.Port, *e.Protocol
+				port = *e.Port
+			}
+			if e.Protocol != nil {
+				protocol = *e.Protocol
 			}
 			say("set %s: %s %d %d %s/%d", s.SetName, e.IP, protocol, port, e.IP2, e.CIDR2)
 		}
@@ -288,28 +295,138 @@ func TestExclude(t *testing.T) {
 	}
 }
 
+// dummy makes a device with an address, until the test ends.
+func dummy(t *testing.T, name, addr string) {
+	t.Helper()
+	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	if err := netlink.LinkAdd(link); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(link); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := netlink.LinkSetUp(link); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.AddrAdd(link, deviceAddr(netip.MustParseAddr(addr))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// An address that the node has stays the node's when it is a Service's, too, also if it becomes that while the Service is
+// there; and NodePorts are served at one that the node gets.
+func TestOwnAddresses(t *testing.T) {
+	b := newBackend(t, Settings{})
+	dummy(t, "uplink", "192.0.2.1")
+	rules := simple("10.244.1.1:8080")
+	rules.Network.AllNodePorts = true
+	balance := model.Route{Action: model.Balance, Masquerade: true}
+	for _, f := range []model.Frontend{
+		{Kind: model.ExternalIP, Addr: netip.MustParseAddr("192.0.2.1"), Port: 80}, {Kind: model.LoadBalancer, Addr: netip.MustParseAddr("192.0.2.2"), Port: 80},
+		{Kind: model.NodePort, Port: 30080},
+	} {
+		f.Routes = model.Routes{balance, balance, balance}
+		rules.Ports[0].Frontends = append(rules.Ports[0].Frontends, f)
+	}
+	check := func(want ...string) {
+		t.Helper()
+		if err := b.Replace(t.Context(), rules); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, line := range there(t) {
+			if strings.Contains(line, "192.0.2.") && !strings.HasPrefix(line, "set KUBE-EXT") && !strings.HasPrefix(line, "set KUBE-LOAD") && !strings.Contains(line, " to ") {
+				got = append(got, line)
+			}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("-want +there:\n%s", diff)
+		}
+	}
+	server := func(addr string) string { return "server " + addr + "/tcp rr flags 0 timeout 0" }
+	nodePort := func(addr string) string { return "set KUBE-NODE-PORT: " + addr + " 6 30080 <nil>/0" }
+	check("address 192.0.2.2/32", server("192.0.2.1:30080"), server("192.0.2.1:80"), server("192.0.2.2:80"), "set KUBE-IPVS-IPS: 192.0.2.2 0 0 <nil>/0", nodePort("192.0.2.1"))
+	told := func(what string) {
+		t.Helper()
+		select {
+		case <-b.Tampered():
+		case <-time.After(time.Minute):
+			t.Fatalf("nobody was told that %s", what)
+		}
+	}
+	t.Run("second", func(t *testing.T) {
+		dummy(t, "second", "192.0.2.2")
+		told("the node has the address of a load balancer")
+		check(server("192.0.2.1:30080"), server("192.0.2.1:80"), server("192.0.2.2:30080"), server("192.0.2.2:80"), nodePort("192.0.2.1"), nodePort("192.0.2.2"))
+	})
+	told("the node lost an address")
+	check("address 192.0.2.2/32", server("192.0.2.1:30080"), server("192.0.2.1:80"), server("192.0.2.2:80"), "set KUBE-IPVS-IPS: 192.0.2.2 0 0 <nil>/0", nodePort("192.0.2.1"))
+	if err := b.Apply(t.Context(), []model.Change{{Old: rules.Ports[0]}}); err != nil {
+		t.Fatal(err)
+	}
+	link, err := netlink.LinkByName("uplink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if addrs, err := netlink.AddrList(link, unix.AF_INET); err != nil || len(addrs) != 1 {
+		t.Errorf("without the Service the node has %v, %v", addrs, err)
+	}
+}
+
+// A kube-proxy's sets are taken over, though it makes them smaller; its virtual servers and ours go when all is cleaned up, and
+// those of others stay.
+func TestTakesOver(t *testing.T) {
+	b := newBackend(t, Settings{})
+	for _, family := range []model.Family{model.IPv4, model.IPv6} {
+		for set, kind := range setTypes {
+			options := netlink.IpsetCreateOptions{Family: unix.AF_INET, MaxElements: 65536}
+			if family == model.IPv6 {
+				options.Family = unix.AF_INET6
+			}
+			if kind == bitmapPort {
+				options = netlink.IpsetCreateOptions{PortTo: 65535}
+			}
+			if err := netlink.IpsetCreate(setName(family, set), kind, options); err != nil {
+				t.Fatalf("%s: %v", set, err)
+			}
+		}
+	}
+	if err := b.Replace(t.Context(), simple("10.244.1.1:8080")); err != nil {
+		t.Fatal(err)
+	}
+	dummy(t, "uplink", "192.0.2.1")
+	others := b.service(server{netip.MustParseAddrPort("192.0.2.1:80"), model.TCP}, 0)
+	kubeProxys := b.service(server{netip.MustParseAddrPort("192.0.2.1:30080"), model.UDP}, 0)
+	if err := netlink.IpsetCreate("KUBE-NODE-PORT-UDP", bitmapPort, netlink.IpsetCreateOptions{PortTo: 65535}); err != nil {
+		t.Fatal(err)
+	}
+	if err := changePort(nl.IPSET_CMD_ADD, "KUBE-NODE-PORT-UDP", 30080); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*ipvs.Service{others, kubeProxys} {
+		if err := b.handle.NewService(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := Cleanup(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := b.handle.GetServices()
+	if err != nil || len(left) != 1 || serverOf(left[0]) != serverOf(others) {
+		t.Errorf("left after Cleanup: %+v, %v", left, err)
+	}
+	if err := b.handle.DelService(others); err != nil {
+		t.Error(err)
+	}
+}
+
 // A destination with a connection stays until that is over, and gets no new ones.
 func TestGracefulTermination(t *testing.T) {
 	b := newBackend(t, Settings{})
-	if err := kernel.LoopbackUp(); err != nil {
-		t.Fatal(err)
-	}
 	endpoint := func(addr string) (string, net.Listener) {
-		link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "pods" + addr[len(addr)-1:]}}
-		if err := netlink.LinkAdd(link); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := netlink.LinkDel(link); err != nil {
-				t.Error(err)
-			}
-		})
-		if err := netlink.LinkSetUp(link); err != nil {
-			t.Fatal(err)
-		}
-		if err := netlink.AddrAdd(link, deviceAddr(netip.MustParseAddr(addr))); err != nil {
-			t.Fatal(err)
-		}
+		dummy(t, "pods"+addr[len(addr)-1:], addr)
 		l, err := net.Listen("tcp", addr+":8080")
 		if err != nil {
 			t.Fatal(err)

@@ -1,7 +1,9 @@
 package ipvs
 
 import (
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/orlop/orlop/proxy/model"
@@ -13,6 +15,8 @@ type server struct {
 	protocol model.Protocol
 }
 
+func (s server) String() string { return s.addr.String() + "/" + s.protocol.String() }
+
 // destinations are those of a virtual server.
 type destinations struct {
 	endpoints []netip.AddrPort
@@ -21,8 +25,8 @@ type destinations struct {
 
 // entry is an element of an ipset: a frontend, and what else the set is keyed by.
 type entry struct {
-	set      string // without the family's prefix
-	addr     netip.Addr
+	set      string     // without the family's prefix
+	addr     netip.Addr // unspecified in a set of ports
 	protocol model.Protocol
 	port     uint16
 	other    netip.Prefix // a source, of sets that have one
@@ -41,15 +45,21 @@ const (
 	firewallSources    = "LOAD-BALANCER-SOURCE-CIDR" // and who may come
 	noLocal            = "NO-LOCAL"                  // nobody serves here what is from outside
 	noLocalAtAll       = "NO-LOCAL-INTERNAL"         // nobody serves here, wherever it is from
+	nobody             = "NO-ENDPOINTS"              // nobody serves what is for an address of the node, anywhere
 	loopBack           = "LOOP-BACK"                 // endpoints of this node that send to themselves
 	ipvsIPs            = "IPVS-IPS"                  // all addresses of the device
+	healthChecks       = "HEALTH-CHECK-NODE-PORT"    // where load balancers ask for a Service's health
 )
+
+// bitmapPort is the kind of a set of ports, whatever the address.
+const bitmapPort = "bitmap:port"
 
 // setTypes are the sets and what they are keyed by.
 var setTypes = map[string]string{
 	clusterIPs: "hash:ip,port", externalIPs: "hash:ip,port", externalIPsLocal: "hash:ip,port", loadBalancers: "hash:ip,port",
 	loadBalancersLocal: "hash:ip,port", nodePorts: "hash:ip,port", nodePortsLocal: "hash:ip,port", firewalled: "hash:ip,port",
-	firewallSources: "hash:ip,port,net", noLocal: "hash:ip,port", noLocalAtAll: "hash:ip,port", loopBack: "hash:ip,port,ip", ipvsIPs: "hash:ip",
+	firewallSources: "hash:ip,port,net", noLocal: "hash:ip,port", noLocalAtAll: "hash:ip,port", nobody: "hash:ip,port", loopBack: "hash:ip,port,ip", ipvsIPs: "hash:ip",
+	healthChecks: bitmapPort,
 }
 
 // byPolicy are the sets of a kind of address with policy Cluster and Local.
@@ -60,6 +70,8 @@ var byPolicy = map[model.Kind][2]string{
 	model.NodePort:     {nodePorts, nodePortsLocal},
 }
 
+var unspecified = map[model.Family]netip.Addr{model.IPv4: netip.IPv4Unspecified(), model.IPv6: netip.IPv6Unspecified()}
+
 // described is what the kernel is to hold for one port.
 type described struct {
 	servers map[server]destinations
@@ -67,21 +79,40 @@ type described struct {
 	addrs   []netip.Addr // of the device
 }
 
-// describe says it for a node with these addresses for NodePorts.
-func describe(port *model.Port, node []netip.Addr) *described {
+// node is what of this node decides what the kernel is to hold.
+type node struct {
+	// own are the addresses that other devices have. If one of them is a Service's as well, the device must not have it, lest
+	// the node lose it with the Service, or all its other ports be refused.
+	own map[netip.Addr]bool
+	// nodePorts are where NodePorts are served.
+	nodePorts []netip.Addr
+}
+
+func (n node) equal(o node) bool {
+	return maps.Equal(n.own, o.own) && slices.Equal(n.nodePorts, o.nodePorts)
+}
+
+// describe says it for a port.
+func (n node) describe(port *model.Port) *described {
 	d := &described{servers: map[server]destinations{}}
 	for _, f := range port.Frontends {
 		if f.Kind != model.NodePort {
-			d.addrs = append(d.addrs, f.Addr)
-			d.entries = append(d.entries, entry{set: ipvsIPs, addr: f.Addr})
-			d.frontend(port, f, f.Addr)
+			at := place{addr: f.Addr, own: f.Kind != model.ClusterIP && n.own[f.Addr]}
+			if !at.own { // a ClusterIP may be another device's as well, and is served here
+				d.addrs = append(d.addrs, f.Addr)
+				d.entries = append(d.entries, entry{set: ipvsIPs, addr: f.Addr})
+			}
+			d.frontend(port, f, at)
 			continue
 		}
-		for _, addr := range node {
+		for _, addr := range n.nodePorts {
 			if model.FamilyOf(addr) == port.Key.Family {
-				d.frontend(port, f, addr)
+				d.frontend(port, f, place{addr: addr, own: true})
 			}
 		}
+	}
+	if port.HealthCheckNodePort != 0 {
+		d.entries = append(d.entries, entry{set: healthChecks, addr: unspecified[port.Key.Family], protocol: model.TCP, port: port.HealthCheckNodePort})
 	}
 	known := map[netip.AddrPort]bool{}
 	for _, set := range []model.Set{model.Cluster, model.Local} {
@@ -96,9 +127,15 @@ func describe(port *model.Port, node []netip.Addr) *described {
 	return d
 }
 
-func (d *described) frontend(port *model.Port, f model.Frontend, addr netip.Addr) {
+// place is an address of a frontend.
+type place struct {
+	addr netip.Addr
+	own  bool // it is the node's, and not the device's
+}
+
+func (d *described) frontend(port *model.Port, f model.Frontend, at place) {
 	add := func(set string, other netip.Prefix) {
-		d.entries = append(d.entries, entry{set, addr, port.Key.Protocol, f.Port, other})
+		d.entries = append(d.entries, entry{set, at.addr, port.Key.Protocol, f.Port, other})
 	}
 	if len(f.Sources) > 0 {
 		add(firewalled, netip.Prefix{})
@@ -115,15 +152,18 @@ func (d *described) frontend(port *model.Port, f model.Frontend, addr netip.Addr
 		add(noLocal, netip.Prefix{})
 	}
 	set, ok := chosen(f.Routes)
-	if !ok {
-		return // nothing serves the address, and a rule rejects what is for it
+	if !ok { // nobody serves the address, and a rule rejects what is for it
+		if at.own {
+			add(nobody, netip.Prefix{})
+		}
+		return
 	}
 	add(byPolicy[f.Kind][policy(f.Routes)], netip.Prefix{})
 	var endpoints []netip.AddrPort
 	for _, e := range port.Endpoints(set) {
 		endpoints = append(endpoints, e.Addr)
 	}
-	d.servers[server{netip.AddrPortFrom(addr, f.Port), port.Key.Protocol}] = destinations{endpoints, port.Affinity}
+	d.servers[server{netip.AddrPortFrom(at.addr, f.Port), port.Key.Protocol}] = destinations{endpoints, port.Affinity}
 }
 
 // chosen is the list that a virtual server has, which can't tell where a packet is from: that for packets from outside, and

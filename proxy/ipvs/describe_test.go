@@ -23,7 +23,7 @@ func TestDescribe(t *testing.T) {
 		r[model.FromPod], r[model.FromNode], r[model.FromOutside] = pod, node, outside
 		return r
 	}
-	vip := netip.MustParseAddr("10.96.0.1")
+	vip, own := netip.MustParseAddr("10.96.0.1"), netip.MustParseAddr("192.0.2.7")
 	for _, tt := range []struct {
 		name     string
 		frontend model.Frontend
@@ -50,6 +50,17 @@ func TestDescribe(t *testing.T) {
 			"NODE-PORT LOOP-BACK, 192.0.2.1:30080 to all"},
 		{"node port, policy Local", model.Frontend{Kind: model.NodePort, Port: 30080, Routes: routes(cluster, masqueraded, local)},
 			"NODE-PORT-LOCAL LOOP-BACK, 192.0.2.1:30080 to local"},
+		// The node's own addresses are not the device's, and other ports of theirs are not rejected.
+		{"external, the node's own", model.Frontend{Kind: model.ExternalIP, Addr: own, Port: 80, Routes: routes(masqueraded, masqueraded, masqueraded)},
+			"EXTERNAL-IP LOOP-BACK, 192.0.2.7:80 to all"},
+		{"external, the node's own, no endpoints", model.Frontend{Kind: model.ExternalIP, Addr: own, Port: 80, Routes: routes(reject, reject, reject)},
+			"NO-ENDPOINTS LOOP-BACK"},
+		{"node port, no endpoints", model.Frontend{Kind: model.NodePort, Port: 30080, Routes: routes(reject, reject, reject)},
+			"NO-ENDPOINTS LOOP-BACK"},
+		{"load balancer, the node's own", model.Frontend{Kind: model.LoadBalancer, Addr: own, Port: 80, Routes: routes(cluster, masqueraded, local)},
+			"LOAD-BALANCER-LOCAL LOOP-BACK, 192.0.2.7:80 to local"},
+		{"cluster IP that another device has, too", model.Frontend{Kind: model.ClusterIP, Addr: own, Port: 80, Routes: routes(cluster, cluster, masqueraded)},
+			"IPVS-IPS CLUSTER-IP LOOP-BACK, 192.0.2.7:80 to all"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			port := &model.Port{
@@ -58,7 +69,7 @@ func TestDescribe(t *testing.T) {
 				Cluster:   []model.Endpoint{{Addr: netip.MustParseAddrPort("10.244.1.1:8080"), OnNode: true}, {Addr: netip.MustParseAddrPort("10.244.2.1:8080")}},
 				Local:     []model.Endpoint{{Addr: netip.MustParseAddrPort("10.244.1.1:8080"), OnNode: true}},
 			}
-			if got := words(describe(port, modeltest.NodeSource[:])); got != tt.want {
+			if got := words(node{nodePorts: modeltest.NodeSource[:], own: map[netip.Addr]bool{own: true}}.describe(port)); got != tt.want {
 				t.Errorf("got  %s\nwant %s", got, tt.want)
 			}
 		})

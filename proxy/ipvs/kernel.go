@@ -3,7 +3,6 @@ package ipvs
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -11,14 +10,16 @@ import (
 
 	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/orlop/orlop/proxy/model"
 )
 
-// persistent is IP_VS_SVC_F_PERSISTENT: a client keeps its destination.
-const persistent = 1
+// What a virtual server does: see ip_vs.h.
+const (
+	persistent = 1 << 0 // IP_VS_SVC_F_PERSISTENT: a client keeps its destination
+	withPort   = 1 << 4 // IP_VS_SVC_F_SCHED2, of scheduler mh: the client's port counts as well as its address
+)
 
 func (b *Backend) service(s server, affinity time.Duration) *ipvs.Service {
 	out := &ipvs.Service{
@@ -30,6 +31,9 @@ func (b *Backend) service(s server, affinity time.Duration) *ipvs.Service {
 	}
 	if affinity != 0 {
 		out.Flags, out.Timeout = persistent, uint32(affinity.Seconds())
+	}
+	if out.SchedName == "mh" {
+		out.Flags |= withPort
 	}
 	return out
 }
@@ -48,11 +52,11 @@ func (b *Backend) setServer(s server, before, now destinations, there bool) erro
 	switch {
 	case !there:
 		if err := b.handle.NewService(service); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fmt.Errorf("virtual server %s with scheduler %q: %w", s.addr, b.settings.Scheduler, err)
+			return fmt.Errorf("virtual server %s with scheduler %q: %w", s, b.settings.Scheduler, err)
 		}
 	case before.affinity != now.affinity:
 		if err := b.handle.UpdateService(service); err != nil {
-			return fmt.Errorf("virtual server %s: %w", s.addr, err)
+			return fmt.Errorf("virtual server %s: %w", s, err)
 		}
 	}
 	for _, e := range now.endpoints {
@@ -80,7 +84,7 @@ func (b *Backend) addDestination(service *ipvs.Service, s server, e netip.AddrPo
 		err = b.handle.UpdateDestination(service, destination(e, 1))
 	}
 	if err != nil {
-		return fmt.Errorf("destination %s of %s: %w", e, s.addr, err)
+		return fmt.Errorf("destination %s of %s: %w", e, s, err)
 	}
 	return nil
 }
@@ -95,7 +99,7 @@ func (b *Backend) endDestination(service *ipvs.Service, s server, e netip.AddrPo
 		b.leaving[leaver{s, e}] = true
 	}
 	if err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("destination %s of %s: %w", e, s.addr, err)
+		return fmt.Errorf("destination %s of %s: %w", e, s, err)
 	}
 	return nil
 }
@@ -124,19 +128,19 @@ func (b *Backend) replaceServers(all *described) error {
 		}
 		if _, wanted := all.servers[s]; !wanted {
 			if err := b.handle.DelService(h); err != nil {
-				return fmt.Errorf("virtual server %s: %w", s.addr, err)
+				return fmt.Errorf("virtual server %s: %w", s, err)
 			}
 			continue
 		}
 		destinations, err := b.handle.GetDestinations(h)
 		if err != nil {
-			return fmt.Errorf("destinations of %s: %w", s.addr, err)
+			return fmt.Errorf("destinations of %s: %w", s, err)
 		}
 		found := there[s]
 		if h.Flags&persistent != 0 {
 			found.affinity = time.Duration(h.Timeout) * time.Second
 		}
-		if h.SchedName != b.settings.Scheduler {
+		if want := b.service(s, found.affinity); h.SchedName != want.SchedName || (h.Flags^want.Flags)&withPort != 0 {
 			found.affinity = -1 // to be set anew
 		}
 		for _, d := range destinations {
@@ -167,8 +171,8 @@ func (b *Backend) replaceAddrs(all *described) error {
 	for _, h := range have {
 		addr, _ := netip.AddrFromSlice(h.IP)
 		addr = addr.Unmap()
-		if there[addr] = true; !slices.Contains(all.addrs, addr) && !addr.IsLinkLocalUnicast() {
-			if err := netlink.AddrDel(b.link, &h); err != nil {
+		if there[addr] = true; b.counts[addr] == 0 && !addr.IsLinkLocalUnicast() {
+			if err := netlink.AddrDel(b.link, &h); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 				return fmt.Errorf("address %s: %w", addr, err)
 			}
 		}
@@ -190,118 +194,13 @@ func (b *Backend) addAddr(addr netip.Addr) error {
 	return nil
 }
 
+func (b *Backend) removeAddr(addr netip.Addr) error {
+	if err := netlink.AddrDel(b.link, deviceAddr(addr)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("address %s: %w", addr, err)
+	}
+	return nil
+}
+
 func deviceAddr(addr netip.Addr) *netlink.Addr {
 	return &netlink.Addr{IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}, Flags: unix.IFA_F_NODAD}
-}
-
-// temporary is the set that a new one is built in before it takes the old one's place.
-const temporary = "KUBE-NEXT"
-
-// replaceSets makes the sets those that are described, each at once.
-func (b *Backend) replaceSets(all *described) error {
-	bySet := map[model.Family]map[string][]entry{model.IPv4: {}, model.IPv6: {}}
-	for _, e := range all.entries {
-		family := model.FamilyOf(e.addr)
-		bySet[family][e.set] = append(bySet[family][e.set], e)
-	}
-	for _, family := range b.network.Families {
-		for set, kind := range setTypes {
-			if err := replaceSet(family, set, kind, bySet[family][set]); err != nil {
-				return fmt.Errorf("ipset %s: %w", setName(family, set), err)
-			}
-		}
-	}
-	return nil
-}
-
-// kubeProxySets are those of a kube-proxy's that we have none of.
-var kubeProxySets = []string{
-	"NODE-PORT-TCP", "NODE-PORT-UDP", "NODE-PORT-SCTP-HASH", "NODE-PORT-LOCAL-TCP", "NODE-PORT-LOCAL-UDP",
-	"NODE-PORT-LOCAL-SCTP-HASH", "LOAD-BALANCER-SOURCE-IP", "HEALTH-CHECK-NODE-PORT",
-}
-
-// dropSets removes the sets of which no rule is left: all but ours of some families.
-func dropSets(but []model.Family) error {
-	var errs []error
-	for _, family := range []model.Family{model.IPv4, model.IPv6} {
-		gone := slices.Clone(kubeProxySets)
-		if !slices.Contains(but, family) {
-			gone = slices.AppendSeq(gone, maps.Keys(setTypes))
-		}
-		for _, set := range gone {
-			if err := netlink.IpsetDestroy(setName(family, set)); err != nil && !errors.Is(err, unix.ENOENT) {
-				errs = append(errs, fmt.Errorf("ipset %s: %w", setName(family, set), err))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// maxEntries is how many a set may hold.
-const maxEntries = 1 << 20
-
-func replaceSet(family model.Family, set, kind string, entries []entry) error {
-	options := netlink.IpsetCreateOptions{Family: unix.AF_INET, MaxElements: maxEntries}
-	if family == model.IPv6 {
-		options.Family = unix.AF_INET6
-	}
-	if err := netlink.IpsetDestroy(temporary); err != nil && !errors.Is(err, unix.ENOENT) {
-		return err
-	}
-	if err := netlink.IpsetCreate(temporary, kind, options); err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := e.add(temporary); err != nil {
-			return err
-		}
-	}
-	options.Replace = true // no error if it is there
-	if err := netlink.IpsetCreate(setName(family, set), kind, options); err != nil {
-		return err
-	}
-	if err := netlink.IpsetSwap(temporary, setName(family, set)); err != nil {
-		return err
-	}
-	return netlink.IpsetDestroy(temporary)
-}
-
-// netlink is the entry as the library takes it.
-func (e entry) netlink() *netlink.IPSetEntry {
-	out := &netlink.IPSetEntry{IP: e.addr.AsSlice()}
-	if e.set != ipvsIPs {
-		protocol, port := uint8(e.protocol), e.port
-		out.Protocol, out.Port = &protocol, &port
-	}
-	if e.other.IsValid() {
-		out.IP2 = e.other.Addr().AsSlice()
-		if setTypes[e.set] == "hash:ip,port,net" {
-			out.CIDR2 = uint8(e.other.Bits())
-		}
-	}
-	return out
-}
-
-func (e entry) name(in string) string {
-	if in != "" {
-		return in
-	}
-	return setName(model.FamilyOf(e.addr), e.set)
-}
-
-// add puts the entry in its set, or in another of the same kind.
-func (e entry) add(in string) error {
-	err := netlink.IpsetAdd(e.name(in), e.netlink())
-	if err != nil && !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
-		return fmt.Errorf("ipset %s: add %s: %w", e.name(in), e.addr, err)
-	}
-	return nil
-}
-
-func (e entry) del() error {
-	err := netlink.IpsetDel(e.name(""), e.netlink())
-	if err != nil && !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
-		return fmt.Errorf("ipset %s: delete %s: %w", e.name(""), e.addr, err)
-	}
-	return nil
 }

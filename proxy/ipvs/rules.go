@@ -26,6 +26,8 @@ const (
 	ranges    = "KUBE-SOURCE-RANGES-FIREWALL"
 	outsiders = "KUBE-NO-LOCAL"
 	rejects   = "KUBE-IPVS-FILTER"
+	// nodePortChain is where kube-proxy lets health checks pass.
+	nodePortChain = "KUBE-NODE-PORT"
 )
 
 // hooks lead from the kernel's chains to ours, the last one first. The kernel sends packets to destinations at LOCAL_IN and,
@@ -39,6 +41,7 @@ func hooks() []xtables.Hook {
 		{Table: xtables.NAT, Chain: "OUTPUT", Rule: "-j " + xtables.Services},
 		{Table: xtables.NAT, Chain: "POSTROUTING", Rule: "-j " + xtables.Postrouting},
 		{Table: xtables.Filter, Chain: "INPUT", Rule: "-j " + rejects},
+		{Table: xtables.Filter, Chain: "INPUT", Rule: "-j " + nodePortChain}, // before what rejects all of a load balancer's other ports
 		{Table: xtables.Filter, Chain: "FORWARD", Rule: "-j " + xtables.Forward},
 	}
 }
@@ -51,6 +54,7 @@ func rules(family model.Family, n *model.Network) []xtables.Section {
 	for _, set := range []string{clusterIPs, externalIPs, externalIPsLocal, loadBalancers, loadBalancersLocal} {
 		rejected = slices.Insert(rejected, 0, match(family, set, "dst,dst")+" -j RETURN")
 	}
+	rejected = slices.Insert(rejected, 0, isNew+match(family, nobody, "dst,dst")+" -j REJECT")
 	return []xtables.Section{
 		{Table: xtables.Mangle, Chains: map[string][]string{
 			xtables.Canary: nil,
@@ -65,11 +69,12 @@ func rules(family model.Family, n *model.Network) []xtables.Section {
 		{Table: xtables.Filter, Chains: map[string][]string{
 			xtables.Canary:  nil,
 			rejects:         rejected,
+			nodePortChain:   {"-p tcp " + match(family, healthChecks, "dst") + " -j ACCEPT"},
 			xtables.Forward: {"-m mark --mark " + mark + "/" + mark + " -j ACCEPT", "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"},
 		}},
 		{Table: xtables.NAT, Chains: map[string][]string{
 			xtables.Canary:         nil,
-			xtables.Services:       masqueraded(family, n),
+			xtables.Services:       append(masqueraded(family, n), accepted(family)...),
 			xtables.MarkNotPod:     append(leadEach(xtables.PodMatches(family, n.Local), "RETURN"), "-j "+xtables.MarkMasquerade),
 			xtables.MarkMasquerade: {"-j MARK --or-mark " + mark},
 			xtables.Postrouting: {
@@ -113,6 +118,16 @@ func masqueraded(family model.Family, n *model.Network) []string {
 	}
 	for _, set := range []string{externalIPsLocal, loadBalancersLocal, nodePortsLocal} {
 		out = append(out, fromNode+match(family, set, "dst,dst")+" -j "+xtables.MarkMasquerade)
+	}
+	return out
+}
+
+// accepted are the rules that keep others of table nat from packets to Services: their addresses are the node's, so that
+// the rule of a pod's hostPort would take packets to that port of every Service.
+func accepted(family model.Family) []string {
+	var out []string
+	for _, set := range []string{clusterIPs, externalIPs, externalIPsLocal, loadBalancers, loadBalancersLocal} {
+		out = append(out, match(family, set, "dst,dst")+" -j ACCEPT")
 	}
 	return out
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/moby/ipvs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -21,34 +22,73 @@ func (b *Backend) watch() error {
 	if b.stop != nil {
 		return nil
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	addrs := make(chan netlink.AddrUpdate)
-	if err := netlink.AddrSubscribe(addrs, ctx.Done()); err != nil {
-		stop()
-		return fmt.Errorf("ipvs: addresses of %s: %w", device, err)
+	addrs, err := subscribe()
+	if err != nil {
+		return err
 	}
+	ctx, stop := context.WithCancel(context.Background())
 	b.stop = stop
-	b.ended.Go(func() {
-		ticks := time.NewTicker(lookEvery)
-		defer ticks.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case u, ok := <-addrs:
-				if !ok {
-					addrs = nil
-				} else if !u.NewAddr && b.missed(u) {
-					b.tell("another program removed an address", "address", u.LinkAddress.IP.String())
-				}
-			case <-b.rules.Tampered():
-				b.tell("another program changed rules")
-			case <-ticks.C:
-				b.look()
-			}
-		}
-	})
+	b.ended.Go(func() { b.follow(ctx, addrs) })
 	return nil
+}
+
+func (b *Backend) follow(ctx context.Context, addrs *subscription) {
+	defer func() { addrs.close() }()
+	ticks := time.NewTicker(lookEvery)
+	defer ticks.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case u, ok := <-addrs.updates:
+			if ok {
+				b.heard(u)
+				continue
+			}
+			// Changes came faster than they could be told.
+			addrs.close()
+			again, err := subscribe()
+			if err != nil {
+				b.log.Error("ipvs: changes of addresses are not noticed any more", "err", err)
+				again = &subscription{}
+			}
+			addrs = again
+			b.tell("too many changes of addresses at once to follow")
+		case <-b.rules.Tampered():
+			b.tell("another program changed rules")
+		case <-ticks.C:
+			b.look()
+		}
+	}
+}
+
+// subscription has the kernel tell of addresses that devices get and lose. The zero value is of nothing.
+type subscription struct {
+	updates chan netlink.AddrUpdate
+	stop    chan struct{}
+}
+
+// receiveBytes are for the addresses of some ten thousand Services at once, which we are told of like of all others.
+const receiveBytes = 8 << 20
+
+func subscribe() (*subscription, error) {
+	s := &subscription{updates: make(chan netlink.AddrUpdate), stop: make(chan struct{})}
+	err := netlink.AddrSubscribeWithOptions(s.updates, s.stop, netlink.AddrSubscribeOptions{ReceiveBufferSize: receiveBytes, ReceiveBufferForceSize: true})
+	if err != nil {
+		close(s.stop)
+		return nil, fmt.Errorf("ipvs: addresses of devices: %w", err)
+	}
+	return s, nil
+}
+
+// close waits until who tells has seen that nobody listens.
+func (s *subscription) close() {
+	if s.stop == nil {
+		return
+	}
+	close(s.stop)
+	for range s.updates {
+	}
 }
 
 // tell does not wait: one who comes to restore everything restores all of it.
@@ -60,22 +100,32 @@ func (b *Backend) tell(why string, args ...any) {
 	}
 }
 
-// missed tells whether an address that was removed is one that the device is to have. We may have added it again since.
-func (b *Backend) missed(u netlink.AddrUpdate) bool {
-	removed, _ := netip.AddrFromSlice(u.LinkAddress.IP)
-	removed = removed.Unmap()
+// heard is told of an address that a device got or lost.
+func (b *Backend) heard(u netlink.AddrUpdate) {
+	addr, _ := netip.AddrFromSlice(u.LinkAddress.IP)
+	addr = addr.Unmap()
+	ours := int64(u.LinkIndex) == b.deviceIndex.Load()
+	if ours && u.NewAddr || addr.IsLinkLocalUnicast() || addr.IsLoopback() {
+		return // without the lock: Replace adds thousands while it holds it
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if u.LinkIndex != b.link.Attrs().Index || b.counts[removed] == 0 {
-		return false
+	switch {
+	case !ours:
+		if now, err := nodeBut(b.link, &b.network); err != nil || !now.equal(b.node) {
+			b.tell("the node has other addresses", "address", addr.String())
+		}
+	case b.counts[addr] > 0 && !b.deviceHas(addr):
+		b.tell("another program removed an address", "address", addr.String())
 	}
+}
+
+// deviceHas is asked after an address was removed: we may have added it again since.
+func (b *Backend) deviceHas(addr netip.Addr) bool {
 	all, err := netlink.AddrList(b.link, unix.AF_UNSPEC)
-	if err != nil {
-		return true // the device is gone
-	}
-	return !slices.ContainsFunc(all, func(a netlink.Addr) bool {
-		addr, _ := netip.AddrFromSlice(a.IP)
-		return addr.Unmap() == removed
+	return err == nil && slices.ContainsFunc(all, func(a netlink.Addr) bool { // an error is of a device that is gone
+		have, _ := netip.AddrFromSlice(a.IP)
+		return have.Unmap() == addr
 	})
 }
 
@@ -101,21 +151,32 @@ func (b *Backend) look() {
 
 // letGoLocked removes destinations whose last connections are over.
 func (b *Backend) letGoLocked() {
+	byServer := map[server][]leaver{}
 	for l := range b.leaving {
-		service := b.service(l.server, 0)
+		byServer[l.server] = append(byServer[l.server], l)
+	}
+	for s, leavers := range byServer {
+		service := b.service(s, 0)
 		all, err := b.handle.GetDestinations(service)
-		if err != nil {
-			delete(b.leaving, l) // the virtual server is gone, and its destinations with it
-			continue
-		}
-		for _, d := range all {
-			if endpointOf(d) == l.endpoint && d.ActiveConnections+d.InactiveConnections == 0 {
-				if err := b.handle.DelDestination(service, d); err != nil && !errors.Is(err, unix.ENOENT) {
-					b.log.Warn("a destination without connections stays", "destination", l.endpoint.String(), "err", err)
-					continue
-				}
-				delete(b.leaving, l)
+		for _, l := range leavers {
+			at := slices.IndexFunc(all, func(d *ipvs.Destination) bool { return endpointOf(d) == l.endpoint })
+			if err == nil && at >= 0 && !b.letGo(service, all[at]) {
+				continue
 			}
+			delete(b.leaving, l) // it is gone, or its virtual server
 		}
 	}
+}
+
+// letGo is false for a destination that stays.
+func (b *Backend) letGo(service *ipvs.Service, d *ipvs.Destination) bool {
+	if d.ActiveConnections+d.InactiveConnections > 0 {
+		return false
+	}
+	err := b.handle.DelDestination(service, d)
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		b.log.Warn("a destination without connections stays", "destination", endpointOf(d).String(), "err", err)
+		return false
+	}
+	return true
 }

@@ -1,4 +1,4 @@
-package iptables
+package xtables
 
 import (
 	"context"
@@ -13,42 +13,47 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 	"github.com/orlop/orlop/proxy/trace"
-	"github.com/orlop/orlop/proxy/xtables"
 )
 
-// Rules are what the kernel holds in one family.
+// Rules are what the kernel holds in one family. A mode that uses more of the kernel than rules says what that does.
 type Rules struct {
-	// list tells the rules of a chain, without "-A CHAIN".
-	list   func(ctx context.Context, table, chain string) ([]string, error)
-	chains map[xtables.ChainID][][]string // rules by words, as far as packets met them
-}
+	// List tells the rules of a chain, without "-A CHAIN".
+	List func(ctx context.Context, table, chain string) ([]string, error)
+	// InSet tells whether a set has what directions, as "dst,dst,src", take from a packet; nil if no rule asks for sets.
+	InSet func(set, directions string, p trace.Packet) (bool, error)
+	// Serve is where a packet goes that has come to the node itself, past table filter; nil if nobody takes it there.
+	Serve func(p trace.Packet) ([]netip.AddrPort, error)
+	// Known are the clients that endpoints' chains remember, by the name of their list.
+	Known map[string]bool
 
-func newRules(list func(ctx context.Context, table, chain string) ([]string, error)) *Rules {
-	return &Rules{list: list, chains: map[xtables.ChainID][][]string{}}
+	chains map[ChainID][][]string // rules by words, as far as packets met them
 }
 
 // Read begins to read what the kernel holds in a family. It is for people and tests: nothing that keeps rules up to date
 // ever lists them.
 func Read(ctx context.Context, f model.Family) (*Rules, error) {
-	listing, err := xtables.List(ctx, f)
+	listing, err := List(ctx, f)
 	if err != nil {
 		return nil, fmt.Errorf("iptables: %w", err)
 	}
-	return newRules(listing.Rules), nil
+	return &Rules{List: listing.Rules}, nil
 }
 
 func (r *Rules) chain(ctx context.Context, table, name string) ([][]string, error) {
-	id := xtables.ChainID{Table: table, Name: name}
+	id := ChainID{Table: table, Name: name}
 	if rules, known := r.chains[id]; known {
 		return rules, nil
 	}
-	texts, err := r.list(ctx, table, name)
+	texts, err := r.List(ctx, table, name)
 	if err != nil {
 		return nil, err
 	}
 	rules := [][]string{}
 	for _, text := range texts {
-		rules = append(rules, splitRule(text))
+		rules = append(rules, SplitRule(text))
+	}
+	if r.chains == nil {
+		r.chains = map[ChainID][][]string{}
 	}
 	r.chains[id] = rules
 	return rules, nil
@@ -58,20 +63,15 @@ func (r *Rules) chain(ctx context.Context, table, name string) ([][]string, erro
 // fails for an unknown form of a rule, which somebody else wrote; if chance decides more than the endpoint; and if it prefers
 // one.
 func (r *Rules) Trace(ctx context.Context, p trace.Packet) (trace.Ending, error) {
-	return r.trace(ctx, p, nil)
-}
-
-// trace also takes the clients that endpoints' chains remember.
-func (r *Rules) trace(ctx context.Context, p trace.Packet, known map[string]bool) (trace.Ending, error) {
 	var out trace.Ending
 	weights := map[netip.AddrPort]float64{}
 	for decisions := []bool(nil); ; {
-		w := &way{rules: r, packet: p, known: known, now: p.To, weight: 1, decisions: decisions}
+		w := &way{rules: r, packet: p, now: p.To, weight: 1, decisions: decisions}
 		if err := w.hooks(ctx); err != nil && !errors.Is(err, errEnd) {
 			return out, err
 		}
-		if w.now != p.To {
-			weights[w.now] += w.weight
+		for _, e := range w.ends() {
+			weights[e] += w.weight / float64(len(w.ends()))
 		}
 		one := trace.Ending{Masquerade: w.masquerade, Dropped: w.dropped, Rejected: w.rejected}
 		if decisions == nil {
@@ -92,6 +92,17 @@ func (r *Rules) trace(ctx context.Context, p trace.Packet, known map[string]bool
 	return out, nil
 }
 
+// ends are where the way led, if anything did.
+func (w *way) ends() []netip.AddrPort {
+	switch {
+	case len(w.served) > 0:
+		return w.served
+	case w.now != w.packet.To:
+		return []netip.AddrPort{w.now}
+	}
+	return nil
+}
+
 // nextDecisions are those that differ in the last one that can be another, or nil after the last way.
 func nextDecisions(decisions []bool) []bool {
 	at := len(decisions) - 1
@@ -108,8 +119,8 @@ func nextDecisions(decisions []bool) []bool {
 type way struct {
 	rules     *Rules
 	packet    trace.Packet
-	known     map[string]bool
 	now       netip.AddrPort
+	served    []netip.AddrPort // what Rules.Serve told
 	mark      uint64
 	decisions []bool // of rules that apply by chance
 	at        int
@@ -128,23 +139,36 @@ func (w *way) hooks(ctx context.Context) error {
 	if fromNode {
 		first = "OUTPUT"
 	}
-	if err := w.hook(ctx, xtables.NAT, first); err != nil {
+	if err := w.pass(ctx, ChainID{Mangle, first}, ChainID{NAT, first}); err != nil {
 		return err
 	}
 	toNode := w.packet.Local(w.now.Addr())
-	var rest []xtables.ChainID
+	var rest []ChainID
 	if fromNode {
-		rest = append(rest, xtables.ChainID{Table: xtables.Filter, Name: "OUTPUT"})
+		rest = append(rest, ChainID{Filter, "OUTPUT"})
 	} else if !toNode {
-		rest = append(rest, xtables.ChainID{Table: xtables.Filter, Name: "FORWARD"})
+		rest = append(rest, ChainID{Filter, "FORWARD"})
 	}
 	if toNode {
-		rest = append(rest, xtables.ChainID{Table: xtables.Filter, Name: "INPUT"})
+		rest = append(rest, ChainID{Filter, "INPUT"})
 	}
-	if fromNode || !toNode {
-		rest = append(rest, xtables.ChainID{Table: xtables.NAT, Name: "POSTROUTING"})
+	if err := w.pass(ctx, rest...); err != nil {
+		return err
 	}
-	for _, id := range rest {
+	if toNode && w.rules.Serve != nil {
+		var err error
+		if w.served, err = w.rules.Serve(w.packet); err != nil {
+			return err
+		}
+	}
+	if fromNode || !toNode || len(w.served) > 0 {
+		return w.pass(ctx, ChainID{NAT, "POSTROUTING"})
+	}
+	return nil
+}
+
+func (w *way) pass(ctx context.Context, chains ...ChainID) error {
+	for _, id := range chains {
 		if err := w.hook(ctx, id.Table, id.Name); err != nil {
 			return err
 		}
@@ -188,8 +212,8 @@ func (w *way) chain(ctx context.Context, table, name string) (bool, error) {
 	return false, nil
 }
 
-// splitRule splits at spaces that are not in quotes.
-func splitRule(rule string) []string {
+// SplitRule splits at spaces that are not in quotes.
+func SplitRule(rule string) []string {
 	var out []string
 	for i, part := range strings.Split(rule, `"`) {
 		if i%2 == 1 {
@@ -201,8 +225,8 @@ func splitRule(rule string) []string {
 	return out
 }
 
-// verdicts are the targets that are no chains.
-var verdicts = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "DNAT", "MARK", "MASQUERADE"}
+// Verdicts are the targets that are no chains.
+var Verdicts = []string{"RETURN", "ACCEPT", "DROP", "REJECT", "DNAT", "MARK", "MASQUERADE"}
 
 // target does what a rule that applies says.
 func (w *way) target(ctx context.Context, table string, words []string) (accepted, returned bool, err error) {
@@ -225,7 +249,7 @@ func (w *way) target(ctx context.Context, table string, words []string) (accepte
 		return true, false, err
 	case len(words) == 3 && words[0] == "MARK":
 		return false, false, w.setMark(words[1], words[2])
-	case len(words) == 1 && !slices.Contains(verdicts, words[0]):
+	case len(words) == 1 && !slices.Contains(Verdicts, words[0]):
 		accepted, err = w.chain(ctx, table, words[0])
 		return accepted, false, err
 	}

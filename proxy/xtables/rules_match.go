@@ -1,4 +1,4 @@
-package iptables
+package xtables
 
 import (
 	"fmt"
@@ -9,6 +9,9 @@ import (
 
 	"github.com/orlop/orlop/proxy/model"
 )
+
+// ClientMasks are how much of an address tells clients apart: all.
+var ClientMasks = map[model.Family]string{model.IPv4: "255.255.255.255", model.IPv6: "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"}
 
 // optionsOf are the options of each match, with how many words follow.
 var optionsOf = map[string]map[string]int{
@@ -21,6 +24,7 @@ var optionsOf = map[string]map[string]int{
 	"conntrack": {"--ctstate": 1},
 	"mark":      {"--mark": 1},
 	"statistic": {"--mode": 1, "--probability": 1},
+	"set":       {"--match-set": 2},
 	"recent":    {"--rcheck": 0, "--set": 0, "--reap": 0, "--rsource": 0, "--seconds": 1, "--name": 1, "--mask": 1},
 }
 
@@ -46,10 +50,7 @@ func (w *way) matches(words []string) (bool, []string, error) {
 		if !known || i+n >= len(words) {
 			return false, nil, fmt.Errorf("option %q of match %q is not understood", option, loaded)
 		}
-		value := ""
-		if n > 0 {
-			value = words[i+1]
-		}
+		value := strings.Join(words[i+1:i+n+1], " ")
 		i += n + 1
 		switch {
 		case option == "-m":
@@ -105,6 +106,15 @@ func (w *way) match(option, value string) (bool, error) {
 		var bits, mask uint64
 		_, err := fmt.Sscanf(value, "%v/%v", &bits, &mask)
 		return w.mark&mask == bits, err
+	case "--match-set":
+		if w.rules.InSet == nil {
+			return false, fmt.Errorf("nobody knows what is in set %s", value)
+		}
+		set, directions, _ := strings.Cut(value, " ")
+		if p.To = w.now; len(w.served) > 0 {
+			p.To = w.served[0]
+		}
+		return w.rules.InSet(set, directions, p)
 	case "--mode":
 		return true, nil
 	case "--probability":
@@ -181,7 +191,7 @@ func (w *way) recent(options map[string]string) (bool, error) {
 	_, set := options["--set"]
 	_, bySource := options["--rsource"]
 	switch {
-	case check == set || !bySource || options["--name"] == "" || options["--mask"] != families[model.FamilyOf(w.packet.To.Addr())].clientMask:
+	case check == set || !bySource || options["--name"] == "" || options["--mask"] != ClientMasks[model.FamilyOf(w.packet.To.Addr())]:
 		return false, fmt.Errorf("match recent with %v is not understood", options)
 	case set:
 		return true, nil
@@ -189,5 +199,5 @@ func (w *way) recent(options map[string]string) (bool, error) {
 	if _, reap := options["--reap"]; !reap || options["--seconds"] == "" {
 		return false, fmt.Errorf("clients are never forgotten: %v", options)
 	}
-	return w.known[options["--name"]], nil
+	return w.rules.Known[options["--name"]], nil
 }

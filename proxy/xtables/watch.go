@@ -5,9 +5,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
-	"unsafe"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -17,13 +17,12 @@ import (
 
 // watch notices that somebody else changed our chains or the hooks to them: `iptables -F`, a firewall that restarts.
 //
-// With iptables-nft the kernel tells of each change. Of legacy tables it only tells their size when asked, which costs
-// nothing; it is asked every few seconds, and only if it is another than after our last change are rules looked at:
-// others, as network plugins, have rules in these tables, too.
+// With iptables-nft the kernel tells of each change. Legacy tables must be asked for, see legacy.go. Their size costs
+// nothing, and if it is another than after our last change, or after some time anyway, our rules are compared with what they
+// were then: others, as network plugins, have rules in these tables, too.
 type watch struct {
 	log      *slog.Logger
 	hooks    []Hook
-	pace     Pace
 	tampered chan struct{}
 	conn     *netlink.Conn // nil if no program makes rules of nftables
 	stop     context.CancelFunc
@@ -32,25 +31,17 @@ type watch struct {
 	mu sync.Mutex
 	// busy is true while we change something.
 	busy   bool
-	legacy map[*Program][]tableSize
-	// last is when it was told last, later is set if it is to be told again.
-	last  time.Time
-	later *time.Timer
+	legacy map[*Program]*legacy
 }
 
-// Pace is how often a watch looks and tells.
-type Pace struct {
-	// Poll is how long a change of legacy tables may go unnoticed.
-	Poll time.Duration
-	// Gap is at least between two tellings, if somebody keeps on changing our rules: replacing them takes time.
-	Gap time.Duration
-}
+// UsualPoll is how long a change of legacy tables may go unnoticed on a node; tests can't wait so long. One that leaves
+// their size as it was takes [pollsPerLook] times as long.
+const UsualPoll = 5 * time.Second
 
-// UsualPace is for nodes; tests can't wait so long.
-var UsualPace = Pace{Poll: 5 * time.Second, Gap: 10 * time.Second}
+const pollsPerLook = 12
 
-func newWatch(log *slog.Logger, programs map[model.Family]*Program, hooks []Hook, pace Pace) (*watch, error) {
-	w := &watch{log: log, hooks: hooks, pace: pace, tampered: make(chan struct{}, 1), legacy: map[*Program][]tableSize{}}
+func newWatch(log *slog.Logger, programs map[model.Family]*Program, hooks []Hook, poll time.Duration) (*watch, error) {
+	w := &watch{log: log, hooks: hooks, tampered: make(chan struct{}, 1), legacy: map[*Program]*legacy{}}
 	nft := false
 	for _, p := range programs {
 		p.began = w.ignore
@@ -69,7 +60,7 @@ func newWatch(log *slog.Logger, programs map[model.Family]*Program, hooks []Hook
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
-	w.running.Go(func() { w.poll(ctx) })
+	w.running.Go(func() { w.poll(ctx, poll) })
 	return w, nil
 }
 
@@ -94,11 +85,11 @@ func (w *watch) settled(programs map[model.Family]*Program) error {
 		if p.NFT {
 			continue
 		}
-		sizes, err := tableSizes(p.Family)
+		now, err := readLegacy(p.Family)
 		if err != nil {
 			return err
 		}
-		w.legacy[p] = sizes
+		w.legacy[p] = now
 	}
 	return nil
 }
@@ -137,80 +128,50 @@ func (e event) harms(hooks []Hook) bool {
 	return false
 }
 
-func (w *watch) poll(ctx context.Context) {
-	tick := time.NewTicker(w.pace.Poll)
+func (w *watch) poll(ctx context.Context, every time.Duration) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		}
-		for _, p := range w.grown() {
-			if !p.intact(ctx, len(w.hooks)) && ctx.Err() == nil {
-				w.tell("another program changed legacy rules")
-			}
+			w.look(n%pollsPerLook == 0)
 		}
 	}
 }
 
-// grown are the programs whose tables have another size than before; that is then the one that is known.
-func (w *watch) grown() []*Program {
+// look compares legacy tables with what they were after our last change, if they have another size or thoroughly is true.
+// What is there is then what is known, so that each change is told once.
+func (w *watch) look(thoroughly bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	var out []*Program
+	if w.busy {
+		return
+	}
 	for p, before := range w.legacy {
-		now, err := tableSizes(p.Family)
-		if w.busy || err != nil {
+		if sizes, err := tableSizes(p.Family); err != nil || !thoroughly && slices.Equal(sizes, before.sizes) {
 			continue
 		}
-		for i := range now {
-			if now[i] != before[i] {
-				out = append(out, p)
-				break
-			}
+		now, err := readLegacy(p.Family)
+		if err != nil {
+			w.log.Warn("legacy tables can't be read", "program", p.Name, "err", err)
+			continue
+		}
+		if now.ours != before.ours {
+			w.tell("another program changed legacy rules")
 		}
 		w.legacy[p] = now
 	}
-	return out
 }
 
-// intact tells whether all hooks are there, and the chains that go when somebody removes all.
-func (p *Program) intact(ctx context.Context, hooks int) bool {
-	have, err := p.Existing(ctx)
-	if err != nil || len(have.Hooks) < hooks {
-		return false
-	}
-	for _, table := range Tables {
-		if !have.Chains[ChainID{table, Canary}] {
-			return false
-		}
-	}
-	for _, table := range []string{Filter, NAT} { // the hooks may be there, and lead to chains that were flushed
-		lines, err := p.List(ctx, table, map[string]string{Filter: Forward, NAT: Postrouting}[table])
-		if err != nil || len(lines) < 3 {
-			return false
-		}
-	}
-	return true
-}
-
+// tell does not wait: one who comes to restore everything restores all of it.
 func (w *watch) tell(why string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.later != nil {
-		return
+	select {
+	case w.tampered <- struct{}{}:
+		w.log.Warn("iptables rules are to be restored", "why", why)
+	default:
 	}
-	w.log.Warn("iptables rules are to be restored", "why", why)
-	w.later = time.AfterFunc(max(0, w.pace.Gap-time.Since(w.last)), func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		w.later, w.last = nil, time.Now()
-		select {
-		case w.tampered <- struct{}{}:
-		default:
-		}
-	})
 }
 
 func (w *watch) close() error {
@@ -220,43 +181,5 @@ func (w *watch) close() error {
 		err = w.conn.Close()
 	}
 	w.running.Wait()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.later != nil {
-		w.later.Stop()
-	}
 	return err
-}
-
-// tableSize is what the kernel tells of a legacy table: struct ipt_getinfo, which is that of IPv6, too.
-type tableSize struct {
-	name                [32]byte
-	validHooks          uint32
-	entries, underflows [5]uint32
-	count, bytes        uint32
-}
-
-// optGetInfo is IPT_SO_GET_INFO and IP6T_SO_GET_INFO.
-const optGetInfo = 64
-
-func tableSizes(f model.Family) ([]tableSize, error) {
-	domain, level := unix.AF_INET, unix.SOL_IP
-	if f == model.IPv6 {
-		domain, level = unix.AF_INET6, unix.SOL_IPV6
-	}
-	fd, err := unix.Socket(domain, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return nil, err
-	}
-	out := make([]tableSize, len(Tables))
-	for i, table := range Tables {
-		copy(out[i].name[:], table)
-		size := uint32(unsafe.Sizeof(out[i]))
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), optGetInfo,
-			uintptr(unsafe.Pointer(&out[i])), uintptr(unsafe.Pointer(&size)), 0)
-		if errno != 0 && errno != unix.ENOENT { // nobody has made this table
-			return nil, errors.Join(errno, unix.Close(fd))
-		}
-	}
-	return out, unix.Close(fd)
 }

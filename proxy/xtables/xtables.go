@@ -19,8 +19,8 @@ type Handle struct {
 const askTimeout = 30 * time.Second
 
 // Open finds the programs for the network namespace of the process. The rules in hooks are those whose end is noticed;
-// nothing is changed. Pace is [UsualPace] but in tests.
-func Open(log *slog.Logger, hooks []Hook, pace Pace) (*Handle, error) {
+// nothing is changed. Poll is [UsualPoll] but in tests.
+func Open(log *slog.Logger, hooks []Hook, poll time.Duration) (*Handle, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), askTimeout)
 	defer cancel()
 	h := &Handle{Programs: map[model.Family]*Program{}}
@@ -32,7 +32,7 @@ func Open(log *slog.Logger, hooks []Hook, pace Pace) (*Handle, error) {
 		h.Programs[family] = p
 	}
 	var err error
-	if h.watch, err = newWatch(log, h.Programs, hooks, pace); err != nil {
+	if h.watch, err = newWatch(log, h.Programs, hooks, poll); err != nil {
 		return nil, fmt.Errorf("iptables: watch: %w", err)
 	}
 	return h, nil

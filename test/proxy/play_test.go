@@ -196,7 +196,7 @@ func (f family) checkEndpoints(o model.Outcome, from host, want string) string {
 	return ""
 }
 
-// The kernel does what the table says, by the rules of each backend.
+// The kernel does what the table says, by the rules of each backend, and a person is told so.
 func TestPackets(t *testing.T) {
 	n := network(t)
 	quick(t, n)
@@ -242,6 +242,9 @@ func (n *topology) play(t *testing.T, f family, s scenario, m mode, backend prox
 	}
 	if err := backend.Replace(t.Context(), model.Rules{Network: s.net(), Ports: slices.Collect(state.Ports())}); err != nil {
 		t.Fatalf("%s: %v", s.name, err)
+	}
+	for _, d := range explained(t, state, s.net(), m.name) {
+		t.Errorf("%s, %s: explained as %s", s.name, f.model(), d)
 	}
 	// What was tracked under other rules goes on under these.
 	for _, inet := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
