@@ -3,29 +3,43 @@ package main
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"runtime"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/orlop/orlop/proxy/config"
+	"github.com/orlop/orlop/proxy/iptables"
+	"github.com/orlop/orlop/proxy/ipvs"
+	"github.com/orlop/orlop/proxy/sysctl"
 )
 
-// sysctl is a setting of the kernel below /proc/sys.
-type sysctl struct {
-	path  string
-	value int
-	// raise leaves a larger value alone.
-	raise bool
+// initOnly sets all that takes more than CAP_NET_ADMIN, for a proxy that is started with that alone.
+func initOnly(s settings) error {
+	p := &parts{settings: s, families: config.Families()}
+	if err := p.identify(); err != nil {
+		return err
+	}
+	network, err := p.network(p.node, nil)
+	if err != nil {
+		return err
+	}
+	errs := []error{p.setConntrack()}
+	switch s.config.Mode {
+	case config.IPTables:
+		errs = append(errs, iptables.Prepare(&network))
+	case config.IPVS:
+		errs = append(errs, ipvs.Prepare(ipvsSettings(s.config)))
+	}
+	return errors.Join(errs...)
 }
 
-// prepare sets what of the machine the rules stand on. In a container or a virtual machine some of it may be denied: that
-// is told, and no reason to leave the node without rules.
+// prepare sets what of the machine the rules stand on, beside what the mode sets itself. In a container or a virtual machine
+// some of it may be denied: that is told, and no reason to leave the node without rules.
 func (p *parts) prepare() error {
-	for _, s := range p.sysctls() {
-		if err := s.set(); err != nil {
-			p.log.Warn("a setting of the kernel stays as it is", "err", err)
-		}
+	if err := p.setConntrack(); err != nil {
+		p.log.Warn("settings of the kernel stay as they are", "err", err)
 	}
 	score := strconv.Itoa(int(*p.config.OOMScoreAdj))
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(score), 0); err != nil {
@@ -34,43 +48,80 @@ func (p *parts) prepare() error {
 	return nil
 }
 
-func (p *parts) sysctls() []sysctl {
-	c := p.config.Conntrack
-	var out []sysctl
-	if *c.MaxPerCore > 0 {
-		out = append(out, sysctl{"net/netfilter/nf_conntrack_max", max(int(*c.Min), int(*c.MaxPerCore)*runtime.NumCPU()), true})
+func (p *parts) setConntrack() error {
+	var errs []error
+	for _, s := range conntrackSettings(p.config, cpus()) {
+		errs = append(errs, s.Set())
 	}
-	for path, d := range map[string]time.Duration{
-		"net/netfilter/nf_conntrack_tcp_timeout_established": c.TCPEstablishedTimeout.Duration,
-		"net/netfilter/nf_conntrack_tcp_timeout_close_wait":  c.TCPCloseWaitTimeout.Duration,
-		"net/netfilter/nf_conntrack_udp_timeout":             c.UDPTimeout.Duration,
-		"net/netfilter/nf_conntrack_udp_timeout_stream":      c.UDPStreamTimeout.Duration,
+	return errors.Join(errs...)
+}
+
+// The largest table of connections that is derived from the number of CPUs, and how many connections share a bucket of it.
+const (
+	maxScaled = 1 << 20
+	perBucket = 4
+)
+
+const (
+	tracking    = "net/netfilter/nf_conntrack_"
+	bucketsFile = "/sys/module/nf_conntrack/parameters/hashsize"
+)
+
+func conntrackSettings(c *config.Config, cpus int) []sysctl.Setting {
+	var out []sysctl.Setting
+	if n := conntrackMax(c, cpus); n > 0 {
+		out = append(out, sysctl.Setting{Path: tracking + "max", Value: n, Raise: true}, sysctl.Setting{Path: bucketsFile, Value: n / perBucket, Raise: true})
+	}
+	for _, t := range []struct {
+		name  string
+		after time.Duration
+	}{
+		{"tcp_timeout_established", c.Conntrack.TCPEstablishedTimeout.Duration}, {"tcp_timeout_close_wait", c.Conntrack.TCPCloseWaitTimeout.Duration},
+		{"udp_timeout", c.Conntrack.UDPTimeout.Duration}, {"udp_timeout_stream", c.Conntrack.UDPStreamTimeout.Duration},
 	} {
-		if d > 0 {
-			out = append(out, sysctl{path: path, value: int(d.Seconds())})
+		if t.after > 0 {
+			out = append(out, sysctl.Setting{Path: tracking + t.name, Value: int(t.after.Seconds())})
 		}
 	}
-	if c.TCPBeLiberal {
-		out = append(out, sysctl{path: "net/netfilter/nf_conntrack_tcp_be_liberal", value: 1})
+	if c.Conntrack.TCPBeLiberal {
+		out = append(out, sysctl.Setting{Path: tracking + "tcp_be_liberal", Value: 1})
 	}
 	return out
 }
 
-func (s sysctl) set() error {
-	path := "/proc/sys/" + s.path
-	data, err := os.ReadFile(path)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("%s: this kernel has none", s.path)
+// conntrackMax is 0 where the limit is to stay as it is.
+func conntrackMax(c *config.Config, cpus int) int {
+	scaled := int(*c.Conntrack.MaxPerCore) * cpus
+	switch {
+	case scaled <= 0:
+		return 0
+	case scaled > maxScaled:
+		return maxScaled
+	}
+	return max(scaled, int(*c.Conntrack.Min))
+}
+
+// cpus are the machine's: this process may be kept to some of them, while connections are tracked for all.
+func cpus() int {
+	data, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if n := countCPUs(strings.TrimSpace(string(data))); err == nil && n > 0 {
+		return n
+	}
+	return runtime.NumCPU()
+}
+
+// countCPUs counts a list as "0-3,6"; 0 for what is none.
+func countCPUs(list string) int {
+	n := 0
+	for part := range strings.SplitSeq(list, ",") {
+		first, last := 0, 0
+		if _, err := fmt.Sscanf(part, "%d-%d", &first, &last); err != nil {
+			if _, err := fmt.Sscanf(part, "%d", &first); err != nil {
+				return 0
+			}
+			last = first
 		}
-		return err
+		n += last - first + 1
 	}
-	have, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err == nil && (have == s.value || s.raise && have > s.value) {
-		return nil
-	}
-	if err := os.WriteFile(path, []byte(strconv.Itoa(s.value)), 0); err != nil {
-		return fmt.Errorf("%s = %d: %w", s.path, s.value, err)
-	}
-	return nil
+	return n
 }

@@ -67,7 +67,7 @@ func newCommand() *cobra.Command {
 			case flags.WriteConfigTo != "":
 				return c.Write(flags.WriteConfigTo)
 			case flags.InitOnly:
-				return (&parts{settings: s}).prepare()
+				return initOnly(s)
 			}
 			return run(cmd.Context(), s)
 		},

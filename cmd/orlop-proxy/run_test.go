@@ -35,25 +35,27 @@ func partsOf(t *testing.T, args ...string) *parts {
 	return &parts{settings: settings{flags: flags, config: c, log: log}, families: []model.Family{model.IPv4, model.IPv6}}
 }
 
-func TestSysctls(t *testing.T) {
-	const table = "net/netfilter/nf_conntrack_"
+func TestConntrackSettings(t *testing.T) {
 	for _, tt := range []struct {
 		args string
+		cpus int
 		want map[string]int
 	}{
-		{"", map[string]int{"max": max(128*1024, 32*1024*runtime.NumCPU()), "tcp_timeout_established": 86400, "tcp_timeout_close_wait": 3600}},
-		{"--conntrack-min=1000 --conntrack-max-per-core=2000 --conntrack-tcp-timeout-established=1m --conntrack-tcp-timeout-close-wait=0",
-			map[string]int{"max": 2000 * runtime.NumCPU(), "tcp_timeout_established": 60}},
-		{"--conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0", map[string]int{}},
+		{"", 2, map[string]int{"max": 128 * 1024, "hashsize": 32 * 1024, "tcp_timeout_established": 86400, "tcp_timeout_close_wait": 3600}},
+		{"--conntrack-min=1000 --conntrack-max-per-core=2000 --conntrack-tcp-timeout-established=1m --conntrack-tcp-timeout-close-wait=0", 3,
+			map[string]int{"max": 6000, "hashsize": 1500, "tcp_timeout_established": 60}},
+		{"--conntrack-min=9000000 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0", 64,
+			map[string]int{"max": 1 << 20, "hashsize": 1 << 18}}, // as kube-proxy has it, whatever the least is to be
+		{"--conntrack-max-per-core=0 --conntrack-min=5 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0", 2, map[string]int{}},
 		{"--conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=5s --conntrack-udp-timeout=6s " +
-			"--conntrack-udp-timeout-stream=7s --conntrack-tcp-be-liberal",
+			"--conntrack-udp-timeout-stream=7s --conntrack-tcp-be-liberal", 2,
 			map[string]int{"tcp_timeout_close_wait": 5, "udp_timeout": 6, "udp_timeout_stream": 7, "tcp_be_liberal": 1}},
 	} {
 		got := map[string]int{}
-		for _, s := range partsOf(t, strings.Fields(tt.args)...).sysctls() {
-			name := strings.TrimPrefix(s.path, table)
-			if got[name] = s.value; s.raise != (name == "max") {
-				t.Errorf("%s: a larger value is left alone: %v", name, s.raise)
+		for _, s := range conntrackSettings(partsOf(t, strings.Fields(tt.args)...).config, tt.cpus) {
+			name := strings.TrimPrefix(filepath.Base(s.Path), "nf_conntrack_")
+			if got[name] = s.Value; s.Raise != (name == "max" || name == "hashsize") {
+				t.Errorf("%s: a larger value is left alone: %v", name, s.Raise)
 			}
 		}
 		if !maps.Equal(got, tt.want) {
@@ -62,10 +64,14 @@ func TestSysctls(t *testing.T) {
 	}
 }
 
-func TestSysctlUnknown(t *testing.T) {
-	err := sysctl{path: "net/orlop/none", value: 1}.set()
-	if err == nil || err.Error() != "net/orlop/none: this kernel has none" {
-		t.Errorf("got %v", err)
+func TestCountCPUs(t *testing.T) {
+	for list, want := range map[string]int{"0": 1, "0-1": 2, "0-3,6,8-9": 7, "": 0, "none": 0} {
+		if got := countCPUs(list); got != want {
+			t.Errorf("%q: %d, want %d", list, got, want)
+		}
+	}
+	if cpus() < runtime.NumCPU() {
+		t.Errorf("%d CPUs, of which %d are ours", cpus(), runtime.NumCPU())
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/orlop/orlop/internal/kube"
 	"github.com/orlop/orlop/proxy"
+	"github.com/orlop/orlop/proxy/config"
 	"github.com/orlop/orlop/proxy/conntrack"
 	"github.com/orlop/orlop/proxy/health"
 	"github.com/orlop/orlop/proxy/metrics"
@@ -33,6 +35,11 @@ func (p *parts) servers(ctx context.Context) ([]func(context.Context), error) {
 	if p.events != nil {
 		run = append(run, p.events.Run)
 		p.tellNode(false, "Starting", "")
+	}
+	if p.config.Mode == config.IPVS {
+		const note = "mode ipvs is deprecated, and Kubernetes is about to remove it; mode nftables does more, and quicker"
+		p.log.Warn(note)
+		p.tellNode(true, "IPVSDeprecation", note)
 	}
 	for _, s := range []endpoint{
 		{"healthzBindAddress", p.config.HealthzBindAddress, h.Handler(), "FailedToStartProxierHealthcheck"},
@@ -75,6 +82,10 @@ func (p *parts) metricsHandler(m *metrics.Metrics) http.Handler {
 	mux.Handle("/metrics", m.Handler())
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 	mux.HandleFunc("/proxyMode", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, string(p.config.Mode)) })
+	mux.HandleFunc("/configz", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(map[string]any{config.Group: p.config.Whole()}) // whoever asked has gone
+	})
 	mux.Handle(explainPath, explainer{mode: string(p.config.Mode), proxy: p.proxy})
 	if p.config.EnableProfiling {
 		mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -21,6 +21,8 @@ type Config struct {
 	kubeproxy.KubeProxyConfiguration
 	// Set are the paths of the fields that the file or a flag set, as "nftables.minSyncPeriod".
 	Set map[string]bool
+	// lenient is why the file was not read strictly; nil if it was.
+	lenient error
 }
 
 const (
@@ -59,9 +61,15 @@ func Load(file string) (*Config, error) {
 	return c, nil
 }
 
+// read takes fields that are not known, or there twice, for mistakes that a kube-proxy has gone on with: v1alpha1 has been
+// read so ever since. The last one of a field counts.
 func (c *Config) read(data []byte) error {
 	if err := yaml.UnmarshalStrict(data, &c.KubeProxyConfiguration); err != nil {
-		return err
+		c.KubeProxyConfiguration = kubeproxy.KubeProxyConfiguration{}
+		if lenient := yaml.Unmarshal(data, &c.KubeProxyConfiguration); lenient != nil {
+			return lenient
+		}
+		c.lenient = err
 	}
 	if c.APIVersion != apiVersion || c.Kind != kind {
 		return fmt.Errorf("is %s %s; write apiVersion: %s and kind: %s", c.APIVersion, c.Kind, apiVersion, kind)
@@ -78,10 +86,19 @@ func (c *Config) read(data []byte) error {
 	return nil
 }
 
+// Whole is the configuration with its defaults, as a file may have it.
+func (c *Config) Whole() *kubeproxy.KubeProxyConfiguration {
+	out := c.KubeProxyConfiguration
+	out.APIVersion, out.Kind = apiVersion, kind
+	return &out
+}
+
+// Group is that of the configuration's API.
+const Group = kubeproxy.GroupName
+
 // Write makes a file that Load reads.
 func (c *Config) Write(file string) error {
-	c.APIVersion, c.Kind = apiVersion, kind
-	data, err := yaml.Marshal(&c.KubeProxyConfiguration)
+	data, err := yaml.Marshal(c.Whole())
 	if err == nil {
 		err = os.WriteFile(file, data, 0o644)
 	}
@@ -199,6 +216,9 @@ var ignored = map[string]string{
 // Warnings names the fields that were set and are not honoured, sorted.
 func (c *Config) Warnings() []string {
 	var out []string
+	if c.lenient != nil {
+		out = append(out, fmt.Sprintf("the configuration's file has mistakes, which are passed over: %v", c.lenient))
+	}
 	for path, why := range ignored {
 		if c.isSet(path) {
 			out = append(out, fmt.Sprintf("%s is set and has no effect here: %s", path, why))

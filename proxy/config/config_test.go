@@ -87,9 +87,6 @@ func TestWrite(t *testing.T) {
 
 func TestLoadMistakes(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
-		{head + "modus: nftables\n", `unknown field "modus"`},
-		{head + "nftables: {masqueradeBits: 3}\n", `unknown field "masqueradeBits"`},
-		{head + "mode: nftables\nmode: iptables\n", `"mode" already set`},
 		{head + "oomScoreAdj: low\n", "oomScoreAdj"},
 		{head + "iptables: {minSyncPeriod: soon}\n", `"soon"`},
 		{"apiVersion: v1\nkind: Config\n", "is v1 Config; write apiVersion: kubeproxy.config.k8s.io/v1alpha1 and kind: KubeProxyConfiguration"},
@@ -102,6 +99,23 @@ func TestLoadMistakes(t *testing.T) {
 	}
 	if _, err := Load("/nowhere/config.yaml"); err == nil || !strings.Contains(err.Error(), "/nowhere/config.yaml") {
 		t.Errorf("a file that isn't there: %v", err)
+	}
+}
+
+// What a kube-proxy warns of is read all the same.
+func TestLenient(t *testing.T) {
+	for _, tt := range []struct{ text, warning string }{
+		{"modus: nftables\nmode: ipvs\n", `unknown field "modus"`},
+		{"mode: ipvs\nnftables: {masqueradeBits: 3}\n", `unknown field "masqueradeBits"`},
+		{"mode: nftables\nmode: ipvs\n", `key "mode" already set`},
+	} {
+		c := mustRead(t, tt.text)
+		if w := c.Warnings(); len(w) != 1 || !strings.Contains(w[0], tt.warning) {
+			t.Errorf("%q: warnings %q, want one of %s", tt.text, w, tt.warning)
+		}
+		if c.Mode != IPVS {
+			t.Errorf("%q: mode %s", tt.text, c.Mode)
+		}
 	}
 }
 
