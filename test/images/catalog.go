@@ -31,6 +31,7 @@ var recipes = map[string]recipe{
 	}},
 	"probe-index": {probeKey, probeIndex},
 	"nginx":       {fixedKey("nginx 1"), nginx},
+	"iptables":    {fixedKey("iptables 1"), iptables},
 	"big":         {fixedKey("big 1"), big},
 }
 

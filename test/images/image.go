@@ -312,3 +312,40 @@ func (img *Image) Size() int64 {
 	}
 	return size
 }
+
+// WithFile returns the image of one platform with a file more, in a layer of its own, which is then what it runs.
+func (img *Image) WithFile(name string, mode int64, content []byte) (*Image, error) {
+	var m imgspec.Manifest
+	if err := img.Root.decode(&m); err != nil {
+		return nil, err
+	}
+	l, err := newLayer("file "+name).file(name, mode, content).layer()
+	if err != nil {
+		return nil, err
+	}
+	blob, diffID, err := l.compress(Format{})
+	if err != nil {
+		return nil, err
+	}
+	out := &Image{Blobs: []Blob{blob}}
+	for _, b := range img.Blobs {
+		if b.Digest != m.Config.Digest {
+			out.Blobs = append(out.Blobs, b)
+			continue
+		}
+		var full imgspec.Image
+		if err := b.decode(&full); err != nil {
+			return nil, err
+		}
+		full.RootFS.DiffIDs = append(full.RootFS.DiffIDs, diffID)
+		full.History = append(full.History, imgspec.History{CreatedBy: l.Name})
+		full.Config.Entrypoint, full.Config.Cmd = []string{"/" + name}, nil
+		config := JSON(m.Config.MediaType, full)
+		m.Config = config.Descriptor
+		out.Blobs = append(out.Blobs, config)
+	}
+	m.Layers = append(m.Layers, blob.Descriptor)
+	out.Root = JSON(m.MediaType, m)
+	out.Root.Platform = img.Root.Platform
+	return out, nil
+}

@@ -78,6 +78,25 @@ func nginx(ctx context.Context, cache string) (*Image, error) {
 	}, "", append(layers, site)...)
 }
 
+// iptables is Debian with iptables for nftables, as an installation has it where nobody chose: see update-alternatives(1).
+func iptables(ctx context.Context, cache string) (*Image, error) {
+	layers, err := debian(ctx, cache, []string{"iptables", "kmod"})
+	if err != nil {
+		return nil, err
+	}
+	b := newLayer("alternatives")
+	for _, program := range []string{"iptables", "ip6tables"} {
+		for _, what := range []string{"", "-save", "-restore"} {
+			b.link("usr/sbin/"+program+what, program+"-nft"+what)
+		}
+	}
+	links, err := b.layer()
+	if err != nil {
+		return nil, err
+	}
+	return Assemble(Format{}, imgspec.ImageConfig{Cmd: []string{"bash"}, Env: []string{"PATH=/usr/sbin:/usr/bin"}}, "", append(layers, links)...)
+}
+
 // big is about 200 MB unpacked in several layers, to time pulls.
 func big(ctx context.Context, cache string) (*Image, error) {
 	layers, err := debian(ctx, cache, []string{"nginx"}, []string{"python3"}, []string{"git"}, []string{"binutils", "vim"})
