@@ -135,7 +135,7 @@ cover: prerequisites-run prerequisites-test build test-images cluster ## tell ho
 
 # In a virtual machine are cgroup v2, systemd, SELinux and user namespaces; it has no Go and no network. It is emulated,
 # so that only what depends on the kernel runs there, which takes some 20 minutes.
-VM_PACKAGES := oci/cgroup oci/ns conmon/child conmon storage server/host server/label server/cni test/e2e
+VM_PACKAGES := oci/cgroup oci/ns oci/runtime oci/runtime/filter conmon/child conmon/worker conmon storage server/host server/label server/cni test/e2e
 # Once more with our own cgroups instead of systemd's, and with SELinux in force.
 VM_CGROUPFS := Test(Resources|UpdateResources|Devices|CgroupParent|Stats|OOMKilled|PodLifecycle|ExecTimeout|ExecsLeaveNothing|Reboot|StatusAndVersion)$$
 VM_SELINUX := Test(SELinux|PodsAreKeptApart|Relabel|Container$$|ContainerLifecycle|Mount|RecursiveReadOnly|ImageVolume|Privileged|Devices|Seccomp|UserNamespace|SharedPID|TargetPID|SharedMemory|Sysctls|OOMKilled|ExecSync|ExecStream$$|ExecTerminal|StdinOnce|PortForward|PullTogether|Reboot)
@@ -167,7 +167,7 @@ install: ## install below DESTDIR and PREFIX; a configuration or network that is
 	mkdir -p $(DESTDIR)/etc/systemd/system
 	for u in orlop orlop-kubelet orlop-proxy; do sed 's|/usr/local/bin|$(PREFIX)/bin|' contrib/systemd/$$u.service >$(DESTDIR)/etc/systemd/system/$$u.service; done
 	ls $(DESTDIR)/etc/cni/net.d/*.conf* >/dev/null 2>&1 || install -D -m 0644 -t $(DESTDIR)/etc/cni/net.d contrib/cni/10-orlop.conflist
-	mkdir -p $(DESTDIR)/etc/orlop/manifests
+	mkdir -p $(DESTDIR)/etc/orlop/manifests $(DESTDIR)/etc/orlop/services
 	for c in orlop.toml kubelet.yaml proxy.yaml; do test -e $(DESTDIR)/etc/orlop/$$c || install -D -m 0644 contrib/config/$$c $(DESTDIR)/etc/orlop/$$c; done
 
 clean: ## remove what was built

@@ -71,6 +71,7 @@ func newRootCommand() *cobra.Command {
 	mustMark(root.MarkPersistentFlagDirname("config-dir"))
 	root.AddCommand(
 		newServeCommand(flags),
+		newNodeCommand(flags),
 		newStatusCommand(flags),
 		newConfigCommand(flags),
 		newImageCommand(flags),

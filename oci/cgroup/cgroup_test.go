@@ -325,18 +325,25 @@ func TestKill(t *testing.T) {
 	}
 }
 
-// A process that forks as fast as it can is killed with its children, and one that is frozen, too.
+// What an exec leaves in its leaf moves to its container's cgroup. No controller is enabled below that one, or cgroup v2 would
+// let no process into it.
 func TestMoveAndFreeze(t *testing.T) {
 	h, parent := live(t)
-	child := filepath.Join(parent, "orlop-c1")
-	if _, err := h.EnsurePod(child); err != nil {
+	container := filepath.Join(parent, "orlop-c1")
+	leaf := filepath.Join(container, "exec-1")
+	if _, err := h.EnsurePod(container); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { wait(t, "the child to go", func() bool { return remove(t, h, child) }) })
-	cmd, hold := join(t, h, child, "sleep 100 & sleep 100 & wait")
+	if _, err := h.makeLevel(leaf); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		wait(t, "the cgroups to go", func() bool { return remove(t, h, leaf, container) && remove(t, h, container) })
+	})
+	cmd, hold := join(t, h, leaf, "sleep 100 & sleep 100 & wait")
 	hold.Close()
-	wait(t, "the shell's children", func() bool { return count(t, h, parent) == 3 })
-	from, to := killable(h, child), killable(h, parent)
+	wait(t, "the shell's children", func() bool { return count(t, h, container) == 3 })
+	from, to := killable(h, leaf), killable(h, container)
 	if err := Move(from, to); err != nil {
 		t.Error(err)
 	}
@@ -354,6 +361,7 @@ func TestMoveAndFreeze(t *testing.T) {
 	_ = cmd.Wait()
 }
 
+// A process that forks as fast as it can is killed with its children, and one that is frozen, too.
 func TestKillForkers(t *testing.T) {
 	h, parent := live(t)
 	cmd, hold := join(t, h, parent, "while :; do (sleep 100 &) ; done")

@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // MaxMessage is the size of reply that the kubelet takes, in bytes.
@@ -139,7 +141,7 @@ func (c *Client) RunPod(t testing.TB, config *cri.PodSandboxConfig, handler stri
 
 // cleanUp has a context of its own, as the test's is done by now.
 func (p *Pod) cleanUp(t testing.TB) {
-	ctx, cancel := context.WithTimeout(context.Background(), Patient(time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), kernel.Patient(time.Minute))
 	defer cancel()
 	_, err := p.c.Runtime.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: p.ID})
 	if err != nil && status.Code(err) != codes.NotFound { // which a server must not say, but the pod is gone

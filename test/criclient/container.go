@@ -6,13 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"google.golang.org/grpc/backoff"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // quickly: a daemon that was killed by the test is back in a moment.
@@ -185,21 +186,9 @@ func (ctr *Container) WaitState(t testing.TB, want cri.ContainerState, limit tim
 	return last
 }
 
-// slower is ORLOP_TEST_SLOW, how many times slower than usual this machine is: an emulated one.
-var slower = func() time.Duration {
-	n, err := strconv.Atoi(os.Getenv("ORLOP_TEST_SLOW"))
-	if err != nil {
-		return 1
-	}
-	return time.Duration(max(n, 1))
-}()
-
-// Patient is the time limit that d is on a machine of usual speed.
-func Patient(d time.Duration) time.Duration { return d * slower }
-
 // Wait calls done now and then until it is true. The limit is for a machine of usual speed.
 func Wait(ctx context.Context, limit time.Duration, done func() bool) error {
-	limit = Patient(limit)
+	limit = kernel.Patient(limit)
 	deadline := time.After(limit)
 	tick := time.NewTicker(poll)
 	defer tick.Stop()

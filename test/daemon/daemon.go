@@ -100,7 +100,7 @@ func (d *Daemon) Start(ctx context.Context) error {
 	if err := d.launch(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, criclient.Patient(readyTime))
+	ctx, cancel := context.WithTimeout(ctx, kernel.Patient(readyTime))
 	defer cancel()
 	d.mu.Lock()
 	ended := d.ended
@@ -176,7 +176,7 @@ func (d *Daemon) end(sig syscall.Signal) error {
 	select {
 	case <-ended:
 		return nil
-	case <-time.After(criclient.Patient(30 * time.Second)):
+	case <-time.After(kernel.Patient(30 * time.Second)):
 		_ = cmd.Process.Signal(syscall.SIGQUIT) // it writes its stacks to the log
 		<-ended
 		return fmt.Errorf("orlop serve did not end within 30 s of %v; the end of its log:\n%s", sig, d.LogTail())
@@ -203,7 +203,7 @@ func (d *Daemon) Scope() kernel.Scope {
 func (d *Daemon) Close() error {
 	var errs []error
 	if d.cmd != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), criclient.Patient(time.Minute))
+		ctx, cancel := context.WithTimeout(context.Background(), kernel.Patient(time.Minute))
 		defer cancel()
 		errs = append(errs, d.removePods(ctx), d.Stop())
 	}

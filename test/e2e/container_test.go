@@ -129,7 +129,7 @@ func TestStopGraceAndKill(t *testing.T) {
 	ctr.WaitLog(t, "ready")
 	begin := time.Now()
 	ctr.Stop(t, 2*time.Second)
-	if took := time.Since(begin); took < 1900*time.Millisecond || took > criclient.Patient(8*time.Second) {
+	if took := time.Since(begin); took < 1900*time.Millisecond || took > kernel.Patient(8*time.Second) {
 		t.Errorf("stop with a grace of 2 s took %v", took)
 	}
 	if st := ctr.Status(t); st.ExitCode != 137 {
@@ -142,7 +142,7 @@ func TestStopGraceAndKill(t *testing.T) {
 	quick.WaitLog(t, "ready")
 	begin = time.Now()
 	quick.Stop(t, 0)
-	if took := time.Since(begin); took > criclient.Patient(2*time.Second) {
+	if took := time.Since(begin); took > kernel.Patient(2*time.Second) {
 		t.Errorf("stop without grace took %v", took)
 	}
 }
@@ -165,7 +165,7 @@ func TestStopAgainWithLessGrace(t *testing.T) {
 	if err := <-first; err != nil {
 		t.Errorf("the first stop: %v", err)
 	}
-	if took := time.Since(begin); took > criclient.Patient(10*time.Second) {
+	if took := time.Since(begin); took > kernel.Patient(10*time.Second) {
 		t.Errorf("stop without grace during one of 60 s took %v", took)
 	}
 }

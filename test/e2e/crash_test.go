@@ -16,6 +16,7 @@ import (
 
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/daemon"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // number is an environment variable that changes how hard a test tries.
@@ -101,12 +102,12 @@ func TestKillsUnderLoad(t *testing.T) {
 // kill waits a random moment, kills, and starts the daemon again if it was that.
 func (s *storm) kill(role daemon.Role) {
 	s.t.Helper()
-	pause := time.NewTimer(criclient.Patient(time.Duration(s.rng.IntN(600)) * time.Millisecond))
+	pause := time.NewTimer(kernel.Patient(time.Duration(s.rng.IntN(600)) * time.Millisecond))
 	<-pause.C
 	// One at a time: while one half of the monitor takes over from the other, it is alone. A command that runs says that
 	// both are at work.
 	criclient.Eventually(s.t, 20*time.Second, "a keeper and a worker", func() bool {
-		_, err := s.rest.TryExec(s.t.Context(), criclient.Patient(5*time.Second), "true")
+		_, err := s.rest.TryExec(s.t.Context(), kernel.Patient(5*time.Second), "true")
 		return err == nil && s.d.Pid(daemon.Keeper) != 0 && s.d.Pid(daemon.Worker) != 0
 	})
 	if err := s.d.Kill(role); err != nil {
@@ -155,7 +156,7 @@ func (s *storm) started(ctx context.Context, id string) bool {
 // again repeats a call while the answer is that someone was away.
 func (s *storm) again(call func(context.Context) error) (err error) {
 	for range 200 {
-		ctx, cancel := context.WithTimeout(s.t.Context(), criclient.Patient(20*time.Second))
+		ctx, cancel := context.WithTimeout(s.t.Context(), kernel.Patient(20*time.Second))
 		err = call(ctx)
 		cancel()
 		if code := status.Code(err); code != codes.Unavailable && code != codes.Canceled {
@@ -218,7 +219,7 @@ func TestKillDuringCreates(t *testing.T) {
 				_, _ = d.Client.Runtime.RunPodSandbox(t.Context(), &cri.RunPodSandboxRequest{Config: config})
 			})
 		}
-		pause := time.NewTimer(criclient.Patient(time.Duration(rng.IntN(250)) * time.Millisecond))
+		pause := time.NewTimer(kernel.Patient(time.Duration(rng.IntN(250)) * time.Millisecond))
 		<-pause.C
 		if err := d.Kill(daemon.Serve); err != nil {
 			t.Fatal(err)

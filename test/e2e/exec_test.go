@@ -76,7 +76,7 @@ func TestExecTimeout(t *testing.T) {
 	if status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("exec that times out: %v; want DeadlineExceeded", err)
 	}
-	if took < 900*time.Millisecond || took > criclient.Patient(5*time.Second) {
+	if took < 900*time.Millisecond || took > kernel.Patient(5*time.Second) {
 		t.Errorf("exec with a timeout of 1 s took %v", took)
 	}
 	if own == nil {
@@ -98,7 +98,7 @@ func TestExecLeavesProcess(t *testing.T) {
 	if err != nil || r.ExitCode != 3 || string(r.Stdout) != "started\n" {
 		t.Errorf("exec: %v, %v; want code 3 and what it printed", r, err)
 	}
-	if took := time.Since(begin); took > criclient.Patient(10*time.Second) {
+	if took := time.Since(begin); took > kernel.Patient(10*time.Second) {
 		t.Errorf("it took %v, although the command ended at once", took)
 	}
 }

@@ -98,10 +98,10 @@ func TestNetworkAddFails(t *testing.T) {
 func TestNetworkAddIsSlow(t *testing.T) {
 	t.Parallel()
 	d := another(t, nil, func(d *daemon.Daemon) {
-		plugin(t, d, fmt.Sprintf(`[ "$CNI_COMMAND" = ADD ] && sleep %d; `, int(criclient.Patient(2*time.Second).Seconds()))+answer)
+		plugin(t, d, fmt.Sprintf(`[ "$CNI_COMMAND" = ADD ] && sleep %d; `, int(kernel.Patient(2*time.Second).Seconds()))+answer)
 	})
 	config := d.Client.PodConfig(t)
-	ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(500*time.Millisecond))
+	ctx, cancel := context.WithTimeout(t.Context(), kernel.Patient(500*time.Millisecond))
 	_, err := d.Client.Runtime.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
 	cancel()
 	wantCode(t, "RunPodSandbox with 0.5 s to do it", err, codes.DeadlineExceeded)
@@ -116,7 +116,7 @@ func TestNetworkAddIsSlow(t *testing.T) {
 	// Other pods do not wait for it.
 	begin := time.Now()
 	d.Client.Pod(t, criclient.HostNetwork)
-	if took := time.Since(begin); took > criclient.Patient(1500*time.Millisecond) {
+	if took := time.Since(begin); took > kernel.Patient(1500*time.Millisecond) {
 		t.Errorf("a pod on the host network took %v", took)
 	}
 }

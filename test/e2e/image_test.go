@@ -23,6 +23,7 @@ import (
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/daemon"
 	"github.com/orlop/orlop/test/images"
+	"github.com/orlop/orlop/test/kernel"
 	"github.com/orlop/orlop/test/registry"
 )
 
@@ -215,7 +216,7 @@ func TestPullOfNothing(t *testing.T) {
 		open.Host + "/UPPER:1":              {codes.InvalidArgument, ""},
 		open.Host + "/test/probe@sha256:00": {codes.InvalidArgument, ""},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(30*time.Second))
+		ctx, cancel := context.WithTimeout(t.Context(), kernel.Patient(30*time.Second))
 		_, err := node.Image.PullImage(ctx, &cri.PullImageRequest{Image: &cri.ImageSpec{Image: name}})
 		cancel()
 		if err == nil {
@@ -310,7 +311,7 @@ func TestPullTogether(t *testing.T) {
 	client := node.Pod(t)
 	ctr := sleeper(t, client)
 	criclient.Eventually(t, 20*time.Second, "an answer of nginx", func() bool {
-		r, err := ctr.TryExec(t.Context(), criclient.Patient(5*time.Second), "wget", "-q", "-O-", "http://"+pod.Status(t).Network.Ip+"/")
+		r, err := ctr.TryExec(t.Context(), kernel.Patient(5*time.Second), "wget", "-q", "-O-", "http://"+pod.Status(t).Network.Ip+"/")
 		return err == nil && bytes.Contains(r.Stdout, []byte("nginx in a pod"))
 	})
 }
@@ -381,7 +382,7 @@ func TestHostileImages(t *testing.T) {
 	defer os.Remove(images.Escaped)
 	for _, h := range hostile {
 		name := server.Add(h.Image, "hostile/"+h.Name, "1")
-		ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(time.Minute))
+		ctx, cancel := context.WithTimeout(t.Context(), kernel.Patient(time.Minute))
 		err := pull(ctx, d.Client, name)
 		cancel()
 		if err == nil && !h.Harmless {

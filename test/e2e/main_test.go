@@ -145,7 +145,7 @@ func measured(m *testing.M) int {
 
 // warmUp runs a pod with a container, execs in it and removes both.
 func warmUp() error {
-	ctx, cancel := context.WithTimeout(context.Background(), criclient.Patient(time.Minute))
+	ctx, cancel := context.WithTimeout(context.Background(), kernel.Patient(time.Minute))
 	defer cancel()
 	config := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: criclient.Unique("warm"), Uid: "warm", Namespace: "test"},

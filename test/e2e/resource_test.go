@@ -259,7 +259,7 @@ func TestEvents(t *testing.T) {
 // wantEvents fails the test unless the events of a container, or of a pod itself, come in this order. It drops others.
 func wantEvents(t *testing.T, events <-chan *cri.ContainerEventResponse, pod, id string, all ...cri.ContainerEventType) {
 	t.Helper()
-	deadline := time.After(criclient.Patient(20 * time.Second))
+	deadline := time.After(kernel.Patient(20 * time.Second))
 	for _, want := range all {
 		for got := false; !got; {
 			select {

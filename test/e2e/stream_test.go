@@ -22,6 +22,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/test/criclient"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // protocols are the two ways of a client to speak to a stream server.
@@ -57,7 +58,7 @@ func stream(t testing.TB, dial func(string) (remotecommand.Executor, error), add
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), kernel.Patient(time.Minute))
 	defer cancel()
 	return executor.StreamWithContext(ctx, o)
 }
@@ -286,7 +287,7 @@ func TestAttachTerminal(t *testing.T) {
 		}
 		select {
 		case <-done:
-		case <-time.After(criclient.Patient(20 * time.Second)):
+		case <-time.After(kernel.Patient(20 * time.Second)):
 			t.Error("attach did not end with the container")
 		}
 		close(sizes)
@@ -327,7 +328,7 @@ func forwardFrames(t testing.TB, pod *criclient.Pod) {
 	}
 	at.Scheme = "ws"
 	at.RawQuery = "port=8080"
-	dialer := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: criclient.Patient(10 * time.Second)}
+	dialer := websocket.Dialer{Subprotocols: []string{"v4.channel.k8s.io"}, HandshakeTimeout: kernel.Patient(10 * time.Second)}
 	c, answer, err := dialer.DialContext(t.Context(), at.String(), http.Header{"Origin": {"http://" + at.Host}})
 	if err != nil {
 		t.Fatalf("%v: %v", err, answer)
@@ -336,7 +337,7 @@ func forwardFrames(t testing.TB, pod *criclient.Pod) {
 	if err := c.WriteMessage(websocket.BinaryMessage, append([]byte{0}, "hello"...)); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.SetReadDeadline(time.Now().Add(criclient.Patient(20 * time.Second))); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(kernel.Patient(20 * time.Second))); err != nil {
 		t.Fatal(err)
 	}
 	var got []byte
@@ -401,7 +402,7 @@ func echoThrough(t testing.TB, port uint16) {
 		_, _ = c.Write(sent) // the reader notices if less arrives
 		_ = c.CloseWrite()
 	}()
-	_ = c.SetReadDeadline(time.Now().Add(criclient.Patient(30 * time.Second)))
+	_ = c.SetReadDeadline(time.Now().Add(kernel.Patient(30 * time.Second)))
 	got := make([]byte, len(sent))
 	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, sent) {
 		t.Errorf("echo through the forwarded port: %v", err)

@@ -105,7 +105,7 @@ func containerd(t *testing.T, dir string) *engine {
 	if e.client, err = criclient.Dial("unix://" + e.socket); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), criclient.Patient(time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), kernel.Patient(time.Minute))
 	defer cancel()
 	if _, err := e.client.WaitReady(ctx); err != nil {
 		t.Fatalf("containerd: %v; the end of its log:\n%s", err, g.Tail("containerd", 4000))
