@@ -11,6 +11,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unique"
 
 	"github.com/orlop/orlop/proxy"
 	"github.com/orlop/orlop/proxy/model"
@@ -223,6 +224,33 @@ func TestTamperedAndRecheck(t *testing.T) {
 		b.nodePorts = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 		b.proxy.Recheck()
 		synctest.Wait()
+		b.did("replace 1 at [192.0.2.1]")
+	})
+}
+
+// Another zone of the node changes what follows from it, and that it is about to go changes nothing.
+func TestNodeChanges(t *testing.T) {
+	play(t, func(b *bench) {
+		b.add("a", 1)
+		b.synced()
+		b.did("replace 1 at []")
+		name := model.Name{Namespace: "default", Name: "a"}
+		b.tell(func(s watch.Sink) {
+			s.SetSlice(&model.Slice{Name: name, Service: name, Family: model.IPv4, Ports: []model.SlicePort{{Protocol: model.TCP, Port: 8080}}, Endpoints: []model.SliceEndpoint{
+				{Addr: netip.MustParseAddr("10.244.0.1"), Ready: true, Zones: []unique.Handle[string]{unique.Make("east")}},
+				{Addr: netip.MustParseAddr("10.244.0.2"), Ready: true, Zones: []unique.Handle[string]{unique.Make("west")}},
+			}})
+		})
+		b.did("apply 1")
+		node := watch.Node{Node: model.Node{Name: "here", Zone: "east"}}
+		b.tell(func(s watch.Sink) { s.SetNode(node) })
+		b.did("apply 1")
+		node.Leaving = true
+		b.tell(func(s watch.Sink) { s.SetNode(node) })
+		b.did()
+		b.nodePorts = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
+		node.Addresses = b.nodePorts
+		b.tell(func(s watch.Sink) { s.SetNode(node) })
 		b.did("replace 1 at [192.0.2.1]")
 	})
 }

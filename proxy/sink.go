@@ -67,7 +67,7 @@ func (p *Proxy) SetNode(node watch.Node) {
 			return
 		}
 		p.node = node
-		p.outdated++
+		p.recheck = true // of the node's addresses and its pods', a change of which is one of all rules
 		p.state.SetNode(node.Node)
 	})
 }

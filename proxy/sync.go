@@ -16,7 +16,7 @@ const (
 	maxRetry   = 30 * time.Second
 )
 
-// restoreGap lies between two restorations of what others changed: a program that fights for the same rules must not have
+// restoreGap lies between the end of a restoration and the begin of the next one of what others changed: a program that fights for the same rules must not have
 // us set all of them again and again.
 const restoreGap = 5 * time.Second
 
@@ -26,15 +26,14 @@ func (p *Proxy) loop(ctx context.Context) {
 	retry.Stop()
 	heed.Stop()
 	wait := firstRetry
-	tampered := p.Backend.Tampered()
+	tampered, restoring := p.Backend.Tampered(), false
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tampered:
+			tampered, restoring = nil, true // until heed: what is told meanwhile waits there
 			p.note(func() { p.outdated++ })
-			tampered = nil // until heed: what is told meanwhile waits there
-			heed.Reset(restoreGap)
 			continue
 		case <-heed.C:
 			tampered = p.Backend.Tampered()
@@ -49,6 +48,10 @@ func (p *Proxy) loop(ctx context.Context) {
 		} else {
 			retry.Reset(wait)
 			wait = min(2*wait, maxRetry)
+		}
+		if restoring {
+			restoring = false
+			heed.Reset(restoreGap)
 		}
 		if !pause(ctx, p.MinInterval-time.Since(began)) {
 			return
