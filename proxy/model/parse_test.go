@@ -77,7 +77,8 @@ func TestParseServiceAffinity(t *testing.T) {
 
 // What no proxy serves is nobody's mistake.
 func TestParseNothing(t *testing.T) {
-	for _, text := range []string{`{}`, `{"spec": {"clusterIP": "None"}}`, `{"spec": {"type": "ExternalName", "clusterIP": "10.96.0.1"}}`} {
+	for _, text := range []string{`{}`, `{"spec": {"clusterIP": "None"}}`, `{"spec": {"type": "ExternalName", "clusterIP": "10.96.0.1"}}`,
+		`{"metadata": {"labels": {"service.kubernetes.io/service-proxy-name": ""}}, "spec": {"clusterIP": "10.96.0.1"}}`} {
 		var in corev1.Service
 		if err := json.Unmarshal([]byte(text), &in); err != nil {
 			t.Fatal(err)

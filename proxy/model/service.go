@@ -38,11 +38,14 @@ type ServicePort struct {
 // defaultAffinity is that of the Service API.
 const defaultAffinity = 3 * time.Hour
 
+// otherProxy is a label of Services that are another proxy's, whatever its value: see KEP-2447.
+const otherProxy = "service.kubernetes.io/service-proxy-name"
+
 // ParseService takes from a Service what the rules need. It is nil for a Service that no proxy serves: headless ones and
-// those of type ExternalName. The error tells each value that can't be used, by its field; what is returned is without
+// those of type ExternalName; and for one that another proxy serves. The error tells each value that can't be used, by its field; what is returned is without
 // these, and can be used all the same.
 func ParseService(in *corev1.Service) (*Service, error) {
-	if in.Spec.Type == corev1.ServiceTypeExternalName || in.Spec.ClusterIP == "" || in.Spec.ClusterIP == corev1.ClusterIPNone {
+	if _, others := in.Labels[otherProxy]; others || in.Spec.Type == corev1.ServiceTypeExternalName || in.Spec.ClusterIP == "" || in.Spec.ClusterIP == corev1.ClusterIPNone {
 		return nil, nil
 	}
 	p := parser{}

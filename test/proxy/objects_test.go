@@ -64,6 +64,23 @@ func loadBalancer(addrs ...string) func(*corev1.Service) {
 	}
 }
 
+// both has the Service a ClusterIP in each family, this one first.
+func (f family) both(s *corev1.Service) {
+	s.Spec.ClusterIPs = []string{f.cluster(1), (1 - f).cluster(1)}
+}
+
+func labelled(label, value string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Labels = map[string]string{label: value} }
+}
+
+func distribution(how string) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.TrafficDistribution = &how }
+}
+
+func healthCheck(port int32) func(*corev1.Service) {
+	return func(s *corev1.Service) { s.Spec.HealthCheckNodePort = port }
+}
+
 func proxied(s *corev1.Service) {
 	mode := corev1.LoadBalancerIPModeProxy
 	for i := range s.Status.LoadBalancer.Ingress {
@@ -118,6 +135,30 @@ func slice(f family, service string, endpoints ...string) *discoveryv1.EndpointS
 		s.Endpoints = append(s.Endpoints, endpoint(f, e))
 	}
 	return s
+}
+
+// more is another slice of the same Service.
+func more(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	s.Name += "-more"
+	return s
+}
+
+// unnamed has a Service's port, and a slice's, be without a name.
+func unnamed(s *corev1.Service) { s.Spec.Ports[0].Name = "" }
+
+func unnamedSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	s.Ports = s.Ports[:1]
+	s.Ports[0].Name = nil
+	return s
+}
+
+// names is a slice of host names, which no proxy can use.
+func names(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	s.AddressType = discoveryv1.AddressTypeFQDN
+	for i := range s.Endpoints {
+		s.Endpoints[i].Addresses = []string{"pod.example"}
+	}
+	return more(s)
 }
 
 func endpoint(f family, text string) discoveryv1.Endpoint {

@@ -127,8 +127,8 @@ func (n *topology) eventually(t *testing.T, f family, p packet) {
 	}
 }
 
-// Connections that are open go on whatever happens to the rules and to the program; it may be killed at any time, and what
-// it finds when it starts again becomes what the objects say.
+// Connections that are open go on whatever happens to the rules and to the program, and flows of UDP without a datagram lost;
+// it may be killed at any time, and what it finds when it starts again becomes what the objects say.
 func TestKilled(t *testing.T) {
 	n := network(t)
 	for _, m := range modes {
@@ -138,7 +138,8 @@ func TestKilled(t *testing.T) {
 			all := []string{"pod-a", "pod-b", "remote-a", "remote-b"}
 			write := func(endpoints ...string) {
 				p.write(service(0, nodePort(30080)), slice(0, "web", endpoints...),
-					service(0, named("sticky", family(0).cluster(2)), affinity(1000)), slice(0, "sticky", all...))
+					service(0, named("sticky", family(0).cluster(2)), affinity(1000)), slice(0, "sticky", all...),
+					service(0, named("stream", family(0).cluster(3)), protocol(corev1.ProtocolUDP)), slice(0, "stream", all...))
 			}
 			write(all...)
 			p.start()
@@ -152,6 +153,10 @@ func TestKilled(t *testing.T) {
 			var open []net.Conn
 			for range 20 {
 				open = append(open, n.dial(t, hostOf("client"), to))
+			}
+			n.eventually(t, 0, packet{from: "client", to: "cluster-3:80", protocol: model.UDP, want: allPods + " kept"})
+			for range 4 {
+				n.stream(t, hostOf("client"), family(0).address("cluster-3:80"))
 			}
 			random := rand.New(rand.NewPCG(1, 2))
 			for i := range 12 {
@@ -177,12 +182,46 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// stream sends datagrams of one flow, each after the answer to the last, until the test ends. All are answered, by one server.
+func (n *topology) stream(t *testing.T, from host, to netip.AddrPort) {
+	t.Helper()
+	c := n.dialBy(t, "udp", from, to)
+	first, err := ask(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		answered := 0
+		for {
+			select {
+			case <-stop:
+				t.Logf("%d datagrams were answered by %v", answered, first.server)
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			if got, err := ask(c); err != nil || got.server != first.server {
+				t.Errorf("after %d datagrams to %v: %v, %v", answered, first.server, got, err)
+				return
+			}
+			answered++
+		}
+	})
+	t.Cleanup(func() { close(stop); running.Wait() })
+}
+
 // dial opens a connection that stays.
 func (n *topology) dial(t *testing.T, from host, to netip.AddrPort) net.Conn {
 	t.Helper()
+	return n.dialBy(t, "tcp", from, to)
+}
+
+func (n *topology) dialBy(t *testing.T, network string, from host, to netip.AddrPort) net.Conn {
+	t.Helper()
 	var c net.Conn
 	err := n.namespaces[from.namespace].in(func() (err error) {
-		c, err = net.DialTimeout("tcp", to.String(), 5*time.Second)
+		c, err = net.DialTimeout(network, to.String(), 5*time.Second)
 		return err
 	})
 	if err != nil {
@@ -256,7 +295,8 @@ func TestServers(t *testing.T) {
 		text string
 	}{
 		{"http://127.0.0.1:10256/healthz", 200, `"nodeEligible":true`},
-		{"http://127.0.0.1:10256/livez", 200, `"lastUpdated"`},
+		{"http://127.0.0.1:10256/livez", 200, `"status":{"IPv4":{"lastUpdated"`},
+		{"http://127.0.0.1:10249/configz", 200, `{"kubeproxy.config.k8s.io":{"kind":"KubeProxyConfiguration","apiVersion":"kubeproxy.config.k8s.io/v1alpha1"`},
 		{"http://127.0.0.1:10249/healthz", 200, "ok"},
 		{"http://127.0.0.1:10249/proxyMode", 200, "nftables"},
 		{"http://127.0.0.1:10249/metrics", 200, "kubeproxy_sync_proxy_rules_duration_seconds_count"},

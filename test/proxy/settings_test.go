@@ -3,11 +3,15 @@ package proxy
 import (
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/orlop/orlop/proxy/model"
+	"github.com/orlop/orlop/test/kernel"
 )
 
 // What the configuration says of the kernel's settings is what the kernel has once the rules are there.
@@ -49,6 +53,51 @@ func writeSysctl(t *testing.T, name, value string) {
 	t.Helper()
 	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
 		t.Error(err)
+	}
+}
+
+// With --init-only the kernel's settings are made that the mode needs, and nothing else.
+func TestInitOnly(t *testing.T) {
+	network(t)
+	withOthers(t)
+	const established = "net/netfilter/nf_conntrack_tcp_timeout_established"
+	for _, m := range modes {
+		t.Run(m.name, func(t *testing.T) {
+			kernel.Require(t, m.needs...)
+			p := newProgram(t, m.name)
+			want := map[string]string{established: "4322"}
+			switch m.name {
+			case "iptables":
+				want["net/ipv4/conf/all/route_localnet"] = "1"
+			case "ipvs":
+				want["net/ipv4/vs/conntrack"], want["net/ipv4/vs/expire_nodest_conn"], want["net/ipv4/conf/all/arp_announce"] = "1", "1", "2"
+				p.args = append(p.args, "--ipvs-strict-arp")
+			}
+			for name := range want {
+				before := readSysctl(t, name)
+				t.Cleanup(func() { writeSysctl(t, name, before) })
+				if name != established {
+					writeSysctl(t, name, "0")
+				}
+			}
+			there := everythingThere(t)
+			p.args = append(p.args, "--init-only", "--conntrack-max-per-core", "0", "--conntrack-tcp-timeout-established", "4322s")
+			if out, err := exec.Command(p.path, p.args...).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			for name, value := range want {
+				if got := readSysctl(t, name); got != value {
+					t.Errorf("%s is %s, want %s", name, got, value)
+				}
+			}
+			if diff := cmp.Diff(there, everythingThere(t)); diff != "" {
+				t.Errorf("-before +after:\n%s", diff)
+			}
+			p.args = append(p.args, "--conntrack-udp-timeout", "-1s")
+			if out, err := exec.Command(p.path, p.args...).CombinedOutput(); err == nil {
+				t.Errorf("with a mistake: %s", out)
+			}
+		})
 	}
 }
 

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"net/netip"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -53,6 +54,11 @@ func localOnly(pod, node string, packets []packet) []packet {
 	return packets
 }
 
+// notFromNode leaves out what the node sends: a raw socket is refused what a rule drops, as it is what a rule rejects.
+func notFromNode(packets []packet) []packet {
+	return slices.DeleteFunc(packets, func(p packet) bool { return p.from == "node" })
+}
+
 func join[T any](lists ...[]T) []T {
 	var out []T
 	for _, l := range lists {
@@ -92,6 +98,60 @@ var table = []scenario{
 			unknownPort(everyone("cluster-1:80", "", "", "")),      // TCP is not served there
 			everyone("cluster-1:82", "reject", "reject", "reject"), // no endpoint has a port of that name
 			unknownPort(with(model.UDP, everyone("cluster-1:81", "", "", "")))),
+	},
+	{
+		name: "SCTP at each kind of address",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, protocol(corev1.ProtocolSCTP), nodePort(30080), loadBalancer(f.public(1)), external(f.public(2)), externalLocal, sources("203.0.113.0/24", "2001:db8:f::/64")),
+				slice(f, "web", "pod-a", "remote-a"))
+		},
+		packets: with(model.SCTP, join(everyone("cluster-1:80", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a|remote-a masq"),
+			notFromNode(everyone("public-1:80", "drop", "", "pod-a kept")), everyone("public-2:80", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a kept"),
+			everyone("node:30080", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a kept"))),
+	},
+	{
+		name: "SCTP without endpoints, and without local ones",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, protocol(corev1.ProtocolSCTP)), service(f, named("xweb", f.cluster(2)), protocol(corev1.ProtocolSCTP), internalLocal),
+				slice(f, "web"), slice(f, "xweb", "remote-a"))
+		},
+		packets: with(model.SCTP, join(everyone("cluster-1:80", "reject", "reject", "reject"), notFromNode(everyone("cluster-2:80", "drop", "", "drop")))),
+	},
+	{
+		name: "a Service in both families, with endpoints in each",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, f.both, nodePort(30080)), slice(f, "web", "pod-a"), more(slice(1-f, "web", "remote-a")))
+		},
+		packets: join(everyone("cluster-1:80", "pod-a kept", "pod-a masq", "pod-a masq"), everyone("node:30080", "pod-a masq", "pod-a masq", "pod-a masq")),
+	},
+	{
+		name: "a Service in both families, with endpoints in the other one only",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, f.both), slice(1-f, "web", "pod-a"))
+		},
+		packets: everyone("cluster-1:80", "reject", "reject", "reject"),
+	},
+	{
+		name: "a port without a name",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, unnamed), unnamedSlice(slice(f, "web", "pod-a")))
+		},
+		packets: everyone("cluster-1:80", "pod-a kept", "pod-a masq", "pod-a masq"),
+	},
+	{
+		name: "slices that differ in their endpoints' state, and one of host names",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f), slice(f, "web", "pod-a terminating", "pod-b notready", "remote-a"), more(slice(f, "web", "pod-a", "remote-b gone")),
+				names(slice(f, "web", "pod-b")))
+		},
+		packets: everyone("cluster-1:80", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a|remote-a masq"),
+	},
+	{
+		name: "another proxy's",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, labelled("service.kubernetes.io/service-proxy-name", "other"), nodePort(30080)), slice(f, "web", "pod-a"))
+		},
+		packets: join(everyone("cluster-1:80", "none", "none", "none"), everyone("node:30080", "reject", "reject", "reject")),
 	},
 	{
 		name: "headless and ExternalName are nobody's",
@@ -230,6 +290,15 @@ var table = []scenario{
 		packets: everyone("public-1:80", "pod-a masq", "pod-a masq", "pod-a masq"),
 	},
 	{
+		name: "loadBalancerSourceRanges with policy Local and a health check",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, loadBalancer(f.public(1)), externalLocal, healthCheck(31000), sources("203.0.113.0/24", "2001:db8:f::/64", "10.244.0.0/16", "fd00:244::/64")),
+				slice(f, "web", "pod-a", "remote-a"))
+		},
+		packets: join(everyone("public-1:80", "pod-a|remote-a kept", "drop", "pod-a kept"),
+			[]packet{{from: "outside", to: "node:31000", want: "reject"}}), // nobody listens here: see TestHealthCheckPasses
+	},
+	{
 		name: "terminating endpoints serve if none is ready",
 		objects: func(f family) []runtime.Object {
 			return objects(service(f, nodePort(30080), externalLocal), slice(f, "web", "pod-a terminating", "remote-a terminating", "pod-b notready", "remote-b gone"))
@@ -251,6 +320,37 @@ var table = []scenario{
 			return objects(service(f), slice(f, "web", "pod-a zone=b", "remote-a zone=a", "remote-b zone=a zone=b"))
 		},
 		packets: everyone("cluster-1:80", "remote-a|remote-b kept", "remote-a|remote-b masq", "remote-a|remote-b masq"),
+	},
+	{
+		name: "trafficDistribution without hints", // who sets these says how it goes
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, distribution("PreferSameNode")), slice(f, "web", "pod-a", "remote-a"))
+		},
+		packets: everyone("cluster-1:80", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a|remote-a masq"),
+	},
+	{
+		name: "trafficDistribution PreferClose",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, distribution("PreferClose"), nodePort(30080)), slice(f, "web", "pod-a zone=a", "remote-a zone=a", "remote-b zone=b"))
+		},
+		packets: join(everyone("cluster-1:80", "pod-a|remote-a kept", "pod-a|remote-a masq", "pod-a|remote-a masq"),
+			everyone("node:30080", "pod-a|remote-a masq", "pod-a|remote-a masq", "pod-a|remote-a masq")),
+	},
+	{
+		name: "trafficDistribution PreferSameZone, with one that terminates",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, distribution("PreferSameZone")), slice(f, "web", "pod-a zone=a terminating", "remote-a zone=a", "remote-b zone=b"))
+		},
+		packets: everyone("cluster-1:80", "remote-a kept", "remote-a masq", "remote-a masq"),
+	},
+	{
+		name: "trafficDistribution PreferSameNode",
+		objects: func(f family) []runtime.Object {
+			return objects(service(f, distribution("PreferSameNode"), loadBalancer(f.public(1))),
+				slice(f, "web", "pod-a zone=a node=here", "pod-b zone=a node=here", "remote-a zone=a node=there"))
+		},
+		packets: join(everyone("cluster-1:80", "pod-a|pod-b kept", "pod-a|pod-b masq", "pod-a|pod-b masq"),
+			everyone("public-1:80", "pod-a|pod-b masq", "pod-a|pod-b masq", "pod-a|pod-b masq")),
 	},
 	{
 		name: "hints for other zones only",
