@@ -67,40 +67,68 @@ func newBackend(t *testing.T, s Settings) *Backend {
 // there is all that the kernel holds, but for destinations that are about to leave.
 func there(t *testing.T) []string {
 	t.Helper()
-	var out []string
-	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
+	out, err := thereNow()
+	if err != nil {
+		t.Fatal(err)
 	}
+	return out
+}
+
+// thereNow is of the network namespace of the calling thread.
+func thereNow() ([]string, error) {
+	var out []string
+	for _, list := range []func() ([]string, error){serversNow, addrsNow, setsNow, rulesNow} {
+		lines, err := list()
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, lines...)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+func serversNow() (out []string, err error) {
 	handle, err := ipvs.New("")
-	must(err)
+	if err != nil {
+		return nil, err
+	}
 	defer handle.Close()
 	servers, err := handle.GetServices()
-	must(err)
+	if err != nil {
+		return nil, err
+	}
 	for _, s := range servers {
-		say("server %v %s flags %d timeout %d", serverOf(s), s.SchedName, s.Flags&persistent, s.Timeout)
+		out = append(out, fmt.Sprintf("server %v %s flags %d timeout %d", serverOf(s), s.SchedName, s.Flags&persistent, s.Timeout))
 		destinations, err := handle.GetDestinations(s)
-		must(err)
+		if err != nil {
+			return nil, err
+		}
 		for _, d := range destinations {
 			if d.Weight > 0 {
-				say("server %v to %s", serverOf(s), endpointOf(d))
+				out = append(out, fmt.Sprintf("server %v to %s", serverOf(s), endpointOf(d)))
 			}
 		}
 	}
-	if link, err := netlink.LinkByName(device); err == nil {
-		addrs, err := netlink.AddrList(link, unix.AF_UNSPEC)
-		must(err)
-		for _, a := range addrs {
-			if !a.IP.IsLinkLocalUnicast() {
-				say("address %s", a.IPNet)
-			}
+	return out, nil
+}
+
+func addrsNow() (out []string, err error) {
+	link, err := netlink.LinkByName(device)
+	if err != nil {
+		return nil, nil //nolint:nilerr // there is none
+	}
+	addrs, err := netlink.AddrList(link, unix.AF_UNSPEC)
+	for _, a := range addrs {
+		if !a.IP.IsLinkLocalUnicast() {
+			out = append(out, fmt.Sprintf("address %s", a.IPNet))
 		}
 	}
+	return out, err
+}
+
+func setsNow() (out []string, err error) {
 	sets, err := netlink.IpsetListAll()
-	must(err)
 	for _, s := range sets {
 		for _, e := range s.Entries {
 			port, protocol := uint16(0), uint8(0)
@@ -110,27 +138,32 @@ func there(t *testing.T) []string {
 			if e.Protocol != nil {
 				protocol = *e.Protocol
 			}
-			say("set %s: %s %d %d %s/%d", s.SetName, e.IP, protocol, port, e.IP2, e.CIDR2)
+			out = append(out, fmt.Sprintf("set %s: %s %d %d %s/%d", s.SetName, e.IP, protocol, port, e.IP2, e.CIDR2))
 		}
 		if s.TypeName != "" { // the first message of a set
-			say("set %s is %s", s.SetName, s.TypeName)
+			out = append(out, fmt.Sprintf("set %s is %s", s.SetName, s.TypeName))
 		}
 	}
+	return out, err
+}
+
+func rulesNow() (out []string, err error) {
 	for _, program := range []string{"iptables", "ip6tables"} {
 		text, err := exec.Command(program + "-save").Output()
-		must(err)
+		if err != nil {
+			return nil, err
+		}
 		table := ""
 		for line := range strings.Lines(string(text)) {
 			if line = strings.TrimSpace(line); strings.HasPrefix(line, "*") {
 				table = line
 			}
 			if strings.HasPrefix(line, "-A ") {
-				say("%s %s %s", program, table, line)
+				out = append(out, fmt.Sprintf("%s %s %s", program, table, line))
 			}
 		}
 	}
-	slices.Sort(out)
-	return out
+	return out, nil
 }
 
 // After any changes the kernel holds what a fresh start makes, and nobody takes our own changes for those of others.
