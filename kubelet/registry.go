@@ -105,11 +105,6 @@ func (r *registry) remove(w *worker) {
 	defer r.mu.Unlock()
 	delete(r.workers, w.uid)
 	r.k.changes.ring()
-	for _, other := range r.workers {
-		if other.waitsForRoom() {
-			other.poke()
-		}
-	}
 	queue := r.waiting[w.fullName]
 	if len(queue) == 0 {
 		return
@@ -207,10 +202,12 @@ func (r *registry) list() []*v1.Pod {
 
 // active are the pods that were admitted and have not ended: what of the node is taken.
 func (r *registry) active() []*v1.Pod {
-	return r.where((*worker).active)
+	return r.show((*worker).active, (*worker).holding)
 }
 
-func (r *registry) where(keep func(*worker) bool) []*v1.Pod {
+func (r *registry) where(keep func(*worker) bool) []*v1.Pod { return r.show(keep, (*worker).pod) }
+
+func (r *registry) show(keep func(*worker) bool, pick func(*worker) *v1.Pod) []*v1.Pod {
 	r.mu.Lock()
 	workers := make([]*worker, 0, len(r.workers))
 	for _, w := range r.workers {
@@ -220,7 +217,7 @@ func (r *registry) where(keep func(*worker) bool) []*v1.Pod {
 	var pods []*v1.Pod
 	for _, w := range workers {
 		if keep(w) {
-			pods = append(pods, w.pod())
+			pods = append(pods, pick(w))
 		}
 	}
 	slices.SortFunc(pods, func(a, b *v1.Pod) int { return cmp.Compare(pod.FullName(a), pod.FullName(b)) })

@@ -7,7 +7,6 @@ import (
 	v1 "k8s.io/api/core/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/orlop/orlop/kubelet/admit"
 	"github.com/orlop/orlop/kubelet/pod"
 	"github.com/orlop/orlop/kubelet/resource"
 	"github.com/orlop/orlop/kubelet/runtime"
@@ -20,21 +19,17 @@ type change struct {
 	want, got *cri.LinuxContainerResources
 }
 
-// resize changes the resources of running containers in place (KEP-1287), or ends a container that must start anew to get
-// them. It is true if anything changed. What the node can't give now is told in a condition, and tried again.
+// resize brings the resources of running containers to what they were allotted (KEP-1287), or ends a container that must start
+// anew to get them. It is true if anything changed.
 func (w *worker) resize(ctx context.Context, p *v1.Pod, have *runtime.Pod) (changed bool, err error) {
 	changes := w.changes(p, have)
-	w.mu.Lock()
-	w.resizing = nil
-	w.mu.Unlock()
 	if len(changes) == 0 {
+		if w.endResize(v1.PodResizeInProgress) {
+			w.k.cfg.Events.Event(p, v1.EventTypeNormal, "ResizeCompleted", "Pod resize completed")
+			w.poke() // the status tells that it is under way
+		}
 		return false, nil
 	}
-	if refusal := w.fits(p); refusal != nil {
-		w.tellResize(v1.PodResizePending, refusal.Reason, refusal.Message)
-		return false, nil
-	}
-	w.tellResize(v1.PodResizeInProgress, "", "")
 	for _, c := range changes {
 		if needsRestart(c) {
 			message := fmt.Sprintf("Container %s resize requires restart", c.container.Name)
@@ -49,14 +44,11 @@ func (w *worker) resize(ctx context.Context, p *v1.Pod, have *runtime.Pod) (chan
 		return true, nil
 	}
 	if err := w.applyChanges(ctx, p, changes); err != nil {
-		w.tellResize(v1.PodResizeInProgress, v1.PodReasonError, err.Error())
-		w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "ResizeError", "Pod resize error: %v", err)
+		if w.tellResize(v1.PodResizeInProgress, v1.PodReasonError, err.Error()) {
+			w.k.cfg.Events.Eventf(p, v1.EventTypeWarning, "ResizeError", "Pod resize error: %v", err)
+		}
 		return false, nil
 	}
-	w.mu.Lock()
-	w.resizing = nil
-	w.mu.Unlock()
-	w.k.cfg.Events.Event(p, v1.EventTypeNormal, "ResizeCompleted", "Pod resize completed")
 	return true, nil
 }
 
@@ -66,7 +58,7 @@ func (w *worker) changes(p *v1.Pod, have *runtime.Pod) []change {
 	var out []change
 	for c, kind := range pod.Containers(p) {
 		s := have.Latest(c.Name)
-		if kind == pod.Init || kind == pod.Ephemeral || s == nil || !s.Running() || s.GetResources().GetLinux() == nil {
+		if kind == pod.Ephemeral || s == nil || !s.Running() || s.GetResources().GetLinux() == nil {
 			continue
 		}
 		want, got := resource.Container(p, c, w.k.cfg.Spec.Node), s.GetResources().GetLinux()
@@ -102,20 +94,6 @@ func needsRestart(c change) bool {
 	return false
 }
 
-// fits asks whether the node has what the pod asks for now. What it could never have is infeasible.
-func (w *worker) fits(p *v1.Pod) *admit.Refusal {
-	node := w.k.admission()
-	refusal := admit.Fits(p, node)
-	if refusal == nil {
-		return nil
-	}
-	node.Pods = nil
-	if never := admit.Fits(p, node); never != nil {
-		return &admit.Refusal{Reason: v1.PodReasonInfeasible, Message: never.Message}
-	}
-	return &admit.Refusal{Reason: v1.PodReasonDeferred, Message: refusal.Message}
-}
-
 // applyChanges gives the pod more before its containers, and less after them.
 func (w *worker) applyChanges(ctx context.Context, p *v1.Pod, changes []change) error {
 	give := resource.OfPod(p, w.k.cfg.Spec.Node)
@@ -129,6 +107,9 @@ func (w *worker) applyChanges(ctx context.Context, p *v1.Pod, changes []change) 
 		}
 	}
 	for _, c := range changes {
+		if err := w.checkShrink(ctx, c); err != nil {
+			return err
+		}
 		w.tried[c.id] = key(c.want)
 		if _, err := w.k.cfg.Runtime.UpdateContainerResources(ctx, &cri.UpdateContainerResourcesRequest{ContainerId: c.id, Linux: c.want}); err != nil {
 			return fmt.Errorf("container %s: %w", c.container.Name, err)
@@ -140,19 +121,17 @@ func (w *worker) applyChanges(ctx context.Context, p *v1.Pod, changes []change) 
 	return nil
 }
 
-// tellResize notes how far a resize is, for the pod's status.
-func (w *worker) tellResize(kind v1.PodConditionType, reason, message string) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.resizing = &v1.PodCondition{
-		Type: kind, Status: v1.ConditionTrue, Reason: reason, Message: message,
-		ObservedGeneration: w.spec.Generation, LastTransitionTime: now(),
+// checkShrink refuses a memory limit below what the container uses now. It may use more a moment later: the kernel then decides.
+func (w *worker) checkShrink(ctx context.Context, c change) error {
+	if c.want.MemoryLimitInBytes <= 0 || (c.got.MemoryLimitInBytes > 0 && c.want.MemoryLimitInBytes >= c.got.MemoryLimitInBytes) {
+		return nil
 	}
-}
-
-// waitsForRoom is true for a pod whose resize the node had no room for.
-func (w *worker) waitsForRoom() bool {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.resizing != nil && w.resizing.Type == v1.PodResizePending
+	reply, err := w.k.cfg.Runtime.ContainerStats(ctx, &cri.ContainerStatsRequest{ContainerId: c.id})
+	if err != nil {
+		return fmt.Errorf("container %s: stats: %w", c.container.Name, err)
+	}
+	if used := reply.GetStats().GetMemory().GetWorkingSetBytes().GetValue(); used > uint64(c.want.MemoryLimitInBytes) {
+		return fmt.Errorf("container %s: attempting to set memory limit (%d) below current usage (%d)", c.container.Name, c.want.MemoryLimitInBytes, used)
+	}
+	return nil
 }

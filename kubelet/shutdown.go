@@ -86,6 +86,7 @@ func (w *worker) free() {
 	w.mu.Unlock()
 	if !was {
 		w.k.changes.ring()
+		w.k.pods.pokeWaiting()
 	}
 }
 

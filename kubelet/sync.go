@@ -37,6 +37,7 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 			return 0, nil
 		}
 	}
+	v.pod = w.allot(v.pod)
 	w.k.cfg.Objects.Register(v.pod)
 	for range roundsAtOnce {
 		have, err := w.k.reader.Pod(ctx, w.uid)

@@ -55,6 +55,7 @@ type worker struct {
 	cancel   context.CancelFunc                  // of what is under way; nil between
 	reasons  map[string]v1.ContainerStateWaiting // why containers wait, by their names
 
+	held     allotment        // nil before the pod was let in
 	resizing *v1.PodCondition // of a resize that is under way or waits
 	hooked   string           // the ID of the container whose postStart hook runs
 

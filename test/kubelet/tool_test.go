@@ -189,6 +189,15 @@ spec:
 		c := condition(p, v1.PodResizePending)
 		return c != nil && c.Reason == v1.PodReasonDeferred
 	})
+	for _, reason := range []string{"ResizeStarted", "ResizeCompleted", "ResizeDeferred"} {
+		s.event("grows", reason)
+	}
+	s.kubectl("exec", "grows", "--", "sh", "-c", "kill 1") // what is started meanwhile gets what the pod holds
+	p = s.waitPod("grows", "restarted", func(p *v1.Pod) bool { return p.Status.ContainerStatuses[0].RestartCount == 1 && ready(p) })
+	c := p.Status.ContainerStatuses[0]
+	if c.AllocatedResources.Cpu().String() != "60m" || c.Resources.Requests.Cpu().String() != "60m" || c.Resources.Limits.Cpu().String() != "200m" {
+		t.Errorf("while it waits, it holds %v and has %v", c.AllocatedResources, c.Resources)
+	}
 	s.kubectl("delete", "pod", "blocks")
 	s.within(2*patience, "the resize that waited", func() error {
 		p := s.pod("grows")
