@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,9 @@ func TestStatus(t *testing.T) {
 	if s.Addresses[0].Address != "192.0.2.1" || s.Addresses[1].Type != v1.NodeHostName || s.NodeInfo.ContainerRuntimeVersion != "test://1.2" ||
 		!strings.HasPrefix(s.NodeInfo.KubeletVersion, "v1.") || s.DaemonEndpoints.KubeletEndpoint.Port != 10250 || s.Allocatable.Cpu().String() != "1900m" {
 		t.Errorf("%+v", s)
+	}
+	if !slices.Contains(s.DeclaredFeatures, "RestartAllContainersOnContainerExits") {
+		t.Errorf("the scheduler keeps pods away that need more than %v", s.DeclaredFeatures)
 	}
 	if len(s.Images) != 2 || s.Images[0].Names[0] != "large@sha256:1" {
 		t.Errorf("images %v", s.Images)

@@ -16,7 +16,7 @@ func (m *Manager) overlay(found, own *v1.NodeStatus) v1.NodeStatus {
 	mine := own.DeepCopy()
 	out.NodeInfo, out.DaemonEndpoints = mine.NodeInfo, mine.DaemonEndpoints
 	out.Images, out.VolumesInUse = mine.Images, mine.VolumesInUse
-	out.RuntimeHandlers, out.Features = mine.RuntimeHandlers, mine.Features
+	out.RuntimeHandlers, out.Features, out.DeclaredFeatures = mine.RuntimeHandlers, mine.Features, mine.DeclaredFeatures
 	if !m.cfg.CloudProvider || len(out.Addresses) == 0 {
 		out.Addresses = mine.Addresses
 	}

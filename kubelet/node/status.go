@@ -143,6 +143,17 @@ func (m *Manager) handlersLocked(s *v1.NodeStatus, reply *cri.StatusResponse) {
 	if f := reply.Features; f != nil {
 		s.Features = &v1.NodeFeatures{SupplementalGroupsPolicy: &f.SupplementalGroupsPolicy}
 	}
+	s.DeclaredFeatures = declared(reply.Features)
+}
+
+// declared are the features that the scheduler and the API server want a node to declare, by kubelet's names, before they give
+// it a pod that needs them (KEP-5328); those that we have, sorted.
+func declared(f *cri.RuntimeFeatures) []string {
+	names := []string{"InPlacePodVerticalScalingInitContainers", "RestartAllContainersOnContainerExits"}
+	if f.GetUserNamespacesHostNetwork() {
+		names = append(names, "UserNamespacesHostNetworkSupport")
+	}
+	return names
 }
 
 func condition(reply *cri.StatusResponse, kind string) *cri.RuntimeCondition {

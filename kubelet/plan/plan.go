@@ -72,7 +72,10 @@ func Make(in Input) Plan {
 	if !usable(in.Pod, in.Have.Sandbox()) {
 		return withoutSandbox(in)
 	}
-	d := &decision{Input: in, sandbox: in.Have.Sandbox().Id}
+	d := &decision{Input: in, sandbox: in.Have.Sandbox().Id, past: Past(in.Pod, in.Have)}
+	if d.restartAll() {
+		return d.plan
+	}
 	d.ephemeral()
 	if !d.init() {
 		return d.plan
@@ -134,11 +137,16 @@ func failedInit(in Input) bool {
 type decision struct {
 	Input
 	sandbox string
+	past    map[string]bool // names of containers whose newest one belongs to the pod's past
 	plan    Plan
 }
 
-// latest is the newest container of a name in the sandbox; those of an earlier sandbox decide nothing.
+// latest is the newest container of a name in the sandbox; those of an earlier sandbox, and of the time before all were
+// restarted, decide nothing.
 func (d *decision) latest(name string) *runtime.Container {
+	if d.past[name] {
+		return nil
+	}
 	for _, s := range d.Have.Containers {
 		if s.GetMetadata().GetName() == name && s.SandboxID == d.sandbox {
 			return s
@@ -224,7 +232,7 @@ func (d *decision) main() {
 			d.unfit(c, pod.Main, s)
 			continue
 		}
-		if s == nil {
+		if s == nil && !d.past[c.Name] {
 			s = d.Have.Latest(c.Name) // what ended in an earlier sandbox may have ended for good
 		}
 		if ShouldRestart(d.Pod, c, s) {
@@ -255,6 +263,9 @@ func (d *decision) unfit(c *v1.Container, kind pod.Kind, s *runtime.Container) b
 // start starts a container, unless it must wait after its last end.
 func (d *decision) start(c *v1.Container, kind pod.Kind, last *runtime.Container) {
 	start := Start{Container: c, Kind: kind, Attempt: d.attempt(c)}
+	if d.past[c.Name] {
+		last = d.Have.Latest(c.Name)
+	}
 	if last != nil && last.Exited() {
 		start.Ended = time.Unix(0, last.FinishedAt)
 		if left := d.BackOff(c.Name, start.Ended); left > 0 {
@@ -299,10 +310,9 @@ func ShouldRestart(p *v1.Pod, c *v1.Container, s *runtime.Container) bool {
 
 // RestartsAfter is true if a container that ended with an exit code is started again.
 func RestartsAfter(p *v1.Pod, c *v1.Container, code int32) bool {
-	for _, rule := range c.RestartPolicyRules {
-		if matches(rule.ExitCodes, code) {
-			return rule.Action == v1.ContainerRestartRuleActionRestart || rule.Action == v1.ContainerRestartRuleActionRestartAllContainers
-		}
+	switch action(c, code) {
+	case v1.ContainerRestartRuleActionRestart, v1.ContainerRestartRuleActionRestartAllContainers:
+		return true
 	}
 	policy := v1.ContainerRestartPolicy(p.Spec.RestartPolicy)
 	if c.RestartPolicy != nil {

@@ -8,6 +8,7 @@ import (
 
 	v1 "k8s.io/api/core/v1"
 
+	"github.com/orlop/orlop/kubelet/plan"
 	"github.com/orlop/orlop/kubelet/pod"
 )
 
@@ -15,7 +16,7 @@ import (
 // the scheduler and controllers set it too, and the last one counts.
 var ownConditions = []v1.PodConditionType{
 	v1.PodReadyToStartContainers, v1.PodInitialized, v1.PodReady, v1.ContainersReady, v1.PodScheduled,
-	v1.PodResizePending, v1.PodResizeInProgress,
+	v1.PodResizePending, v1.PodResizeInProgress, v1.AllContainersRestarting,
 }
 
 // IsOwn is true for a condition that the kubelet sets.
@@ -32,7 +33,11 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		out = append(out, *c)
 	}
 	if in.Resize != nil {
-		out = append(out, *in.Resize)
+		c := *in.Resize
+		if old := pod.Condition(&in.Old, c.Type); old != nil && old.Status == c.Status && !old.LastTransitionTime.IsZero() {
+			c.LastTransitionTime = old.LastTransitionTime
+		}
+		out = append(out, c)
 	}
 	containersReady := containersReady(in.Pod, s)
 	ready := containersReady
@@ -44,6 +49,9 @@ func conditions(in Input, s *v1.PodStatus) []v1.PodCondition {
 		yesNo(v1.PodReadyToStartContainers, networkReady(in.Pod, in.Have)),
 		initialized(in.Pod, s), ready, containersReady,
 		yesNo(v1.PodScheduled, true),
+	}
+	if plan.RestartsAll(in.Pod) {
+		own = append(own, restarting(in))
 	}
 	for i := range own {
 		own[i].ObservedGeneration = in.Pod.Generation
@@ -65,6 +73,16 @@ func disruption(in Input, s *v1.PodStatus) *v1.PodCondition {
 		return nil
 	}
 	return cmp.Or(pod.Condition(&in.Old, v1.DisruptionTarget), pod.Condition(&in.Pod.Status, v1.DisruptionTarget))
+}
+
+// restarting tells whether all containers are being restarted (KEP-5532).
+func restarting(in Input) v1.PodCondition {
+	if len(in.past) == 0 {
+		return yesNo(v1.AllContainersRestarting, false)
+	}
+	return v1.PodCondition{
+		Type: v1.AllContainersRestarting, Status: v1.ConditionTrue, Reason: "RestartAllContainersStarted", Message: "container exited with restart policy rule",
+	}
 }
 
 func yesNo(kind v1.PodConditionType, yes bool) v1.PodCondition {

@@ -154,8 +154,12 @@ func when(nanoseconds int64) metav1.Time {
 // waits turns the state of a container that will be started, but can't be now, into a waiting one with the reason.
 func waits(in Input, c *v1.Container, latest *runtime.Container, s *v1.ContainerStatus) {
 	reason, ok := in.Reasons[c.Name]
+	if in.past[c.Name] && !ok {
+		reason, ok = Waiting("RestartingAllContainers", "All containers of the pod are being restarted"), true
+	}
 	_, kind := pod.Container(in.Pod, c.Name)
-	if !ok || in.Ended || s.State.Running != nil || (kind == pod.Ephemeral && latest != nil) || !plan.ShouldRestart(in.Pod, c, latest) {
+	again := in.past[c.Name] || plan.ShouldRestart(in.Pod, c, latest)
+	if !ok || in.Ended || s.State.Running != nil || (kind == pod.Ephemeral && latest != nil) || !again {
 		return
 	}
 	if s.State.Terminated != nil {

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/orlop/orlop/kubelet/plan"
 	"github.com/orlop/orlop/kubelet/pod"
 	"github.com/orlop/orlop/kubelet/runtime"
 )
@@ -36,6 +37,8 @@ type Input struct {
 	Final *Final
 	// Ended is true once nothing of the pod runs or will run again.
 	Ended bool
+
+	past map[string]bool // containers that will be restarted with all others
 }
 
 // Final is an end that is forced on a pod. Its phase is Failed.
@@ -46,6 +49,9 @@ type Final struct {
 
 // Generate describes a pod.
 func Generate(in Input) v1.PodStatus {
+	if !in.Ended {
+		in.past = plan.Past(in.Pod, in.Have)
+	}
 	if !in.Ended && in.Have.Running() {
 		in.Final = nil
 	}
@@ -152,6 +158,8 @@ func countInit(in Input, s *v1.PodStatus) initCount {
 			end = cs.LastTerminationState.Terminated
 		}
 		switch {
+		case in.past[c.Name]:
+			n.pending = true
 		case pod.IsSidecar(c):
 			n.sidecarPending = n.sidecarPending || (cs.State.Running != nil && (cs.Started == nil || !*cs.Started))
 			n.sidecarWaiting = n.sidecarWaiting || (cs.State.Waiting != nil && end == nil)
@@ -188,7 +196,7 @@ func countMain(in Input, s *v1.PodStatus) mainCount {
 		default:
 			n.anyStarted = true
 			n.stopped++
-			if restarts(in.Pod, c, end.ExitCode) {
+			if in.past[c.Name] || restarts(in.Pod, c, end.ExitCode) {
 				n.restarting++
 			}
 			if cs.State.Terminated != nil && end.ExitCode == 0 {

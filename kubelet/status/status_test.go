@@ -277,3 +277,29 @@ func TestDisruptionOfOthers(t *testing.T) {
 		t.Errorf("its mirror has it: %+v", s.Conditions)
 	}
 }
+
+// TestRestartAll: while all containers are restarted, those that have ended wait for it, whatever their policies are.
+func TestRestartAll(t *testing.T) {
+	p := podOf(v1.RestartPolicyNever, "a b")
+	p.Spec.Containers[0].RestartPolicyRules = []v1.ContainerRestartRule{{
+		Action:    v1.ContainerRestartRuleActionRestartAllContainers,
+		ExitCodes: &v1.ContainerRestartRuleOnExitCodes{Operator: v1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+	}}
+	s := Generate(input(p, "a=42 b=137"))
+	for _, c := range s.ContainerStatuses {
+		if c.State.Waiting == nil || c.State.Waiting.Reason != "RestartingAllContainers" || c.LastTerminationState.Terminated == nil {
+			t.Errorf("%s: %+v", c.Name, c.State)
+		}
+	}
+	if c := pod.Condition(&s, v1.AllContainersRestarting); s.Phase != v1.PodRunning || c == nil || c.Status != v1.ConditionTrue {
+		t.Errorf("phase %s, %+v", s.Phase, c)
+	}
+	in := input(p, "a=running b=running a=42 b=137")
+	for _, c := range in.Have.Containers {
+		c.FinishedAt = c.CreatedAt
+	}
+	s = Generate(in)
+	if c := pod.Condition(&s, v1.AllContainersRestarting); s.Phase != v1.PodRunning || c == nil || c.Status != v1.ConditionFalse {
+		t.Errorf("once they run: phase %s, %+v", s.Phase, c)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	v1 "k8s.io/api/core/v1"
 
 	"github.com/orlop/orlop/test/images"
@@ -31,6 +32,10 @@ func newLocker(ctx context.Context, dir string) (l *locker, err error) {
 	}
 	img, err := images.Get(ctx, "probe")
 	if err != nil {
+		return l, err
+	}
+	// Another image than that of all tests: of one that was pulled with a login, kubelet wants to see a login from every pod.
+	if img, err = img.Reconfigure(func(c *imgspec.ImageConfig) { c.Labels = map[string]string{"locked": "yes"} }); err != nil {
 		return l, err
 	}
 	if l.image, err = l.registry.Push(img, "team/probe", "1"); err != nil {
