@@ -140,7 +140,7 @@ VM_PACKAGES := oci/cgroup oci/ns oci/runtime oci/runtime/filter conmon/child con
 VM_CGROUPFS := Test(Resources|UpdateResources|Devices|CgroupParent|Stats|OOMKilled|PodLifecycle|ExecTimeout|ExecsLeaveNothing|Reboot|StatusAndVersion)$$
 VM_SELINUX := Test(SELinux|PodsAreKeptApart|Relabel|Container$$|ContainerLifecycle|Mount|RecursiveReadOnly|ImageVolume|Privileged|Devices|Seccomp|UserNamespace|SharedPID|TargetPID|SharedMemory|Sysctls|OOMKilled|ExecSync|ExecStream$$|ExecTerminal|StdinOnce|PortForward|PullTogether|Reboot)
 # Mode ipvs of the proxy, and the change from each mode to each other one.
-VM_IPVS := ^Test(Packets|Killed|UDPFollows|ServiceAtNode|HostPorts|HealthCheckPasses|Explain|ExplainDifferences)$$/ipvs|TestLeavesNoTrace|Test(Describe|Rules|RandomChanges|EachChange|HostileObjects|Schedulers|Tampered|Exclude|OwnAddresses|TakesOver|GracefulTermination)$$
+VM_IPVS := ^Test(Packets|Killed|InitOnly|UDPFollows|ServiceAtNode|HostPorts|HealthCheckPasses|Explain|ExplainDifferences)$$/ipvs|TestLeavesNoTrace|Test(Describe|Rules|RandomChanges|EachChange|HostileObjects|Schedulers|Tampered|Exclude|OwnAddresses|TakesOver|GracefulTermination)$$
 vm: build test-images demo-image ## run the suites that depend on the kernel in a virtual machine
 	@test -x $(VM_RUN) || { echo "vm: no $(VM_RUN); set VM_RUN to a program that runs a command in a machine"; exit 1; }
 	@mkdir -p $(BUILD)/vm

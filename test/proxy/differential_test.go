@@ -94,7 +94,7 @@ func (n *topology) playPeer(t *testing.T, f family, s scenario, mode string) int
 // awaitMarker waits until the Service answers that was added last.
 func (n *topology) awaitMarker(t *testing.T, s *subject, addr string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; {
+	for end := time.Now().Add(kernel.Patient(30 * time.Second)); ; {
 		got, err := n.send(hostOf("client"), netip.AddrPortFrom(netip.MustParseAddr(addr), uint16(markers)), model.TCP, 0)
 		if err == nil && got.server.IsValid() {
 			return

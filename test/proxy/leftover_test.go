@@ -89,8 +89,8 @@ func everythingThere(t *testing.T) []string {
 	for _, l := range links {
 		out = append(out, "link "+l.Attrs().Name)
 	}
-	if servers, err := os.ReadFile("/proc/net/ip_vs"); err == nil {
-		out = append(out, string(servers))
+	if text, err := os.ReadFile("/proc/net/ip_vs"); err == nil {
+		out = append(out, virtualServers(string(text))...)
 	}
 	if sets, err := netlink.IpsetListAll(); err == nil { // else the kernel has none
 		for _, s := range sets {
@@ -98,6 +98,28 @@ func everythingThere(t *testing.T) []string {
 		}
 	}
 	slices.Sort(out)
+	return out
+}
+
+// virtualServers has a line for each, with its destinations in order and without what counts connections.
+func virtualServers(text string) []string {
+	var out, destinations []string
+	end := func() {
+		if slices.Sort(destinations); len(out) > 0 {
+			out[len(out)-1] += strings.Join(destinations, "")
+		}
+		destinations = nil
+	}
+	for line := range strings.Lines(text) {
+		words := strings.Fields(line)
+		if words[0] == "->" {
+			destinations = append(destinations, fmt.Sprint(" ", words[1:4]))
+			continue
+		}
+		end()
+		out = append(out, strings.Join(words, " "))
+	}
+	end()
 	return out
 }
 
@@ -171,7 +193,7 @@ func (v variant) run(t *testing.T) *program {
 // awaits waits until what is there is as wanted.
 func awaits(t *testing.T, what string, want []string) {
 	t.Helper()
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(kernel.Patient(30 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
 		diff := cmp.Diff(want, everythingThere(t))
 		if diff == "" {
 			return
@@ -186,7 +208,7 @@ func awaits(t *testing.T, what string, want []string) {
 func quiet(t *testing.T) []string {
 	t.Helper()
 	last, same := everythingThere(t), 0
-	for end := time.Now().Add(30 * time.Second); same < 5; time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(kernel.Patient(30 * time.Second)); same < 5; time.Sleep(100 * time.Millisecond) {
 		now := everythingThere(t)
 		if same++; !slices.Equal(now, last) {
 			last, same = now, 0

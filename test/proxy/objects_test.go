@@ -147,8 +147,9 @@ func more(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 func unnamed(s *corev1.Service) { s.Spec.Ports[0].Name = "" }
 
 func unnamedSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	none := ""
 	s.Ports = s.Ports[:1]
-	s.Ports[0].Name = nil
+	s.Ports[0].Name = &none // which an API server makes of one that is missing
 	return s
 }
 

@@ -115,7 +115,7 @@ func (p *program) kill() {
 // eventually sends a packet until it ends where it should.
 func (n *topology) eventually(t *testing.T, f family, p packet) {
 	t.Helper()
-	end := time.Now().Add(20 * time.Second)
+	end := time.Now().Add(kernel.Patient(20 * time.Second))
 	for {
 		problem := n.check(f, p, p.want)
 		if problem == "" {
@@ -252,7 +252,7 @@ func TestUDPFollows(t *testing.T) {
 					{[]string{"pod-b terminating"}, "pod-b"}, {[]string{"pod-b gone", "remote-b"}, "remote-b"},
 				} {
 					p.write(service(0, udp, nodePort(30053)), slice(0, "web", step.endpoints...))
-					end := time.Now().Add(20 * time.Second)
+					end := time.Now().Add(kernel.Patient(20 * time.Second))
 					for {
 						got, err := n.send(hostOf("client"), family(0).address(to), model.UDP, uint16(source+i))
 						if err == nil && (step.want == "" && got.rejected || hostAt(got.server.Addr()) == step.want) {
@@ -310,7 +310,7 @@ func TestServers(t *testing.T) {
 		t.Errorf("weight: %v", header)
 	}
 	p.write(service(0, loadBalancer(family(0).public(1)), externalLocal, check), slice(0, "web", "pod-a terminating", "remote-a"))
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(kernel.Patient(20 * time.Second)); ; time.Sleep(20 * time.Millisecond) {
 		code, body, _ := get("http://192.0.2.1:31000/")
 		if code == 503 && strings.Contains(body, `"localEndpoints":0`) {
 			break
@@ -320,7 +320,7 @@ func TestServers(t *testing.T) {
 		}
 	}
 	p.write(service(0))
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(kernel.Patient(20 * time.Second)); ; time.Sleep(20 * time.Millisecond) {
 		if code, _, _ := get("http://192.0.2.1:31000/"); code == 0 {
 			break
 		}
@@ -357,7 +357,7 @@ func TestHealthCheckPasses(t *testing.T) {
 				if m.name == "nftables" {
 					want = 0
 				}
-				for end := time.Now().Add(20 * time.Second); ; { // the server comes after the rules
+				for end := time.Now().Add(kernel.Patient(20 * time.Second)); ; { // the server comes after the rules
 					code, body := n.get(t, netip.AddrPortFrom(at, uint16(31000+f)))
 					if code == want && (code == 0 || strings.Contains(body, `"localEndpoints":1`)) {
 						break
@@ -441,7 +441,7 @@ func TestNodePortAddressesMove(t *testing.T) {
 // until sends from outside until what becomes of a packet is what it should be.
 func (n *topology) until(t *testing.T, to netip.AddrPort, want func(reached) bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(kernel.Patient(20 * time.Second)); ; {
 		got, err := n.send(hostOf("outside"), to, model.TCP, 0)
 		if err == nil && want(got) {
 			return

@@ -100,7 +100,7 @@ func (n *topology) await(t testing.TB) {
 	n.serve(t)
 	for _, from := range []string{"client", "pod-a", "node", "outside"} {
 		for _, to := range []string{"pod-a", "remote-a"} {
-			for end := time.Now().Add(20 * time.Second); ; {
+			for end := time.Now().Add(kernel.Patient(20 * time.Second)); ; {
 				got, err := n.send(hostOf(from), netip.AddrPortFrom(hostOf(to).addrs[1], servedPorts[0]), model.TCP, 0)
 				if err == nil && got.server.IsValid() {
 					break
