@@ -237,6 +237,7 @@ func TestTampered(t *testing.T) {
 			if err := b.Replace(t.Context(), c.Rules()); err != nil {
 				t.Fatal(err)
 			}
+			<-time.After(200 * time.Millisecond) // until legacy tables were looked at
 		}
 		replace()
 		before := saved(t)

@@ -17,8 +17,9 @@ import (
 // legacy is what the kernel has in legacy tables.
 type legacy struct {
 	sizes []tableSize
-	// ours is a sum over our chains and the rules that lead to them, wherever they stand.
-	ours uint64
+	// ours is a sum over our chains and the rules that lead to them, wherever they stand, if summed is true.
+	ours   uint64
+	summed bool
 }
 
 // tableSize is what the kernel tells of a legacy table: struct ipt_getinfo, which is that of IPv6, too.
@@ -94,7 +95,7 @@ func readLegacy(f model.Family) (*legacy, error) {
 }
 
 func (s socket) read(f model.Family) (*legacy, error) {
-	out := &legacy{}
+	out := &legacy{summed: true}
 	var err error
 	if out.sizes, err = s.sizes(); err != nil {
 		return nil, err
@@ -152,8 +153,9 @@ type legacyRule struct {
 }
 
 // eachLegacy goes through the rules of a table.
-func eachLegacy(f model.Family, data []byte, do func(legacyRule)) error {
+func eachLegacy(f model.Family, data []byte, do func(*legacyRule)) error {
 	l := layouts[f]
+	r := &legacyRule{layout: l} // one for all: there are some hundred thousand
 	for at := 0; at < len(data); {
 		rest := data[at:]
 		if len(rest) < l.head {
@@ -163,14 +165,16 @@ func eachLegacy(f model.Family, data []byte, do func(legacyRule)) error {
 		if target < l.head || next < target+targetHead || next > len(rest) {
 			return fmt.Errorf("rule at %d has its target at %d and its end at %d", at, target, next)
 		}
-		do(legacyRule{at: at, data: rest[:next], target: rest[target:next], layout: l})
+		r.at, r.data, r.target = at, rest[:next], rest[target:next]
+		do(r)
 		at += next
 	}
 	return nil
 }
 
 func (r *legacyRule) targetIs(name string) bool {
-	return cString(r.target[targetName:targetName+targetNameSize]) == name
+	have := r.target[targetName : targetName+targetNameSize]
+	return len(name) < len(have) && have[len(name)] == 0 && string(have[:len(name)]) == name
 }
 
 // begins is the chain that begins with this rule.
@@ -211,7 +215,7 @@ var seed = maphash.MakeSeed()
 // sumOfOurs does not depend on where chains stand, nor on chains of others, nor on what others have in the kernel's chains.
 func sumOfOurs(f model.Family, size *tableSize, data []byte) (uint64, error) {
 	ours := map[int]string{} // chains, by the place of their first rules
-	err := eachLegacy(f, data, func(r legacyRule) {
+	err := eachLegacy(f, data, func(r *legacyRule) {
 		if chain, ok := r.begins(); ok && IsOurs(chain) {
 			ours[r.at+len(r.data)] = chain
 		}
@@ -228,7 +232,7 @@ func sumOfOurs(f model.Family, size *tableSize, data []byte) (uint64, error) {
 		h.WriteString(chain)
 	}
 	inHook, inOurs := false, false
-	err = eachLegacy(f, data, func(r legacyRule) {
+	err = eachLegacy(f, data, func(r *legacyRule) {
 		if hook := slices.Index(size.entries[:], uint32(r.at)); hook >= 0 && size.validHooks&(1<<hook) != 0 {
 			inHook, inOurs = true, false
 			begin(fmt.Sprint("hook ", hook))

@@ -18,7 +18,7 @@ func FuzzEachLegacy(f *testing.F) {
 			family = model.IPv6
 		}
 		at := 0
-		err := eachLegacy(family, data, func(r legacyRule) {
+		err := eachLegacy(family, data, func(r *legacyRule) {
 			if r.at != at || len(r.data) < layouts[family].head+targetHead {
 				t.Fatalf("a rule of %d bytes at %d, after %d", len(r.data), r.at, at)
 			}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -85,11 +86,11 @@ func (w *watch) settled(programs map[model.Family]*Program) error {
 		if p.NFT {
 			continue
 		}
-		now, err := readLegacy(p.Family)
+		sizes, err := tableSizes(p.Family)
 		if err != nil {
 			return err
 		}
-		w.legacy[p] = now
+		w.legacy[p] = &legacy{sizes: sizes}
 	}
 	return nil
 }
@@ -145,12 +146,11 @@ func (w *watch) poll(ctx context.Context, every time.Duration) {
 // What is there is then what is known, so that each change is told once.
 func (w *watch) look(thoroughly bool) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.busy {
-		return
-	}
-	for p, before := range w.legacy {
-		if sizes, err := tableSizes(p.Family); err != nil || !thoroughly && slices.Equal(sizes, before.sizes) {
+	known := maps.Clone(w.legacy)
+	w.mu.Unlock()
+	for p, before := range known {
+		sizes, err := tableSizes(p.Family)
+		if err != nil || !thoroughly && before.summed && slices.Equal(sizes, before.sizes) {
 			continue
 		}
 		now, err := readLegacy(p.Family)
@@ -158,10 +158,22 @@ func (w *watch) look(thoroughly bool) {
 			w.log.Warn("legacy tables can't be read", "program", p.Name, "err", err)
 			continue
 		}
-		if now.ours != before.ours {
-			w.tell("another program changed legacy rules")
-		}
-		w.legacy[p] = now
+		w.compare(p, before, now)
+	}
+}
+
+// compare does not heed what was read while we changed something. To read takes so long, a tenth of a second with 10,000
+// Services, that it is not done after each change but when it is looked for the first time; of who changed something in
+// between only the size tells, and not whose rules.
+func (w *watch) compare(p *Program, before, now *legacy) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.busy || w.legacy[p] != before {
+		return
+	}
+	w.legacy[p] = now
+	if before.summed && now.ours != before.ours || !before.summed && !slices.Equal(now.sizes, before.sizes) {
+		w.tell("another program changed legacy rules")
 	}
 }
 
