@@ -198,7 +198,7 @@ func (p *parts) makeCgroups(ctx context.Context) (err error) {
 func (p *parts) makeNode(context.Context) error {
 	c := p.config
 	p.node = node.New(node.Config{
-		Name: p.name, Hostname: p.name, IPs: p.ips, CloudProvider: p.flags.CloudProvider == "external", ProviderID: c.ProviderID,
+		Name: p.name, Hostname: p.name, IPs: p.ips, GivenIPs: p.flags.NodeIP != "", CloudProvider: p.flags.CloudProvider == "external", ProviderID: c.ProviderID,
 		Labels: p.flags.NodeLabels, Taints: c.RegisterWithTaints, Register: *c.RegisterNode, Client: p.client, Events: p.events,
 		Info: p.facts.Info, Capacity: p.limits.capacity, Allocatable: p.limits.allocatable, Swap: p.facts.Swap, Port: c.Port,
 		MaxImages: int(*c.NodeStatusMaxImages), Every: c.NodeStatusUpdateFrequency.Duration, Report: c.NodeStatusReportFrequency.Duration,

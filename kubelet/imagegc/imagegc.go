@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -161,7 +163,35 @@ func (m *Manager) unused(ctx context.Context) ([]*cri.Image, error) {
 		x, y := seen[a.Id], seen[b.Id]
 		return cmp.Or(x.used.Compare(y.used), x.first.Compare(y.first))
 	})
-	return unused, nil
+	return m.unmounted(ctx, unused, containers.Containers)
+}
+
+// unmounted are the images that no container has as a volume (KEP-4639). That is asked of each container, and so only if there is
+// an image that might go.
+func (m *Manager) unmounted(ctx context.Context, images []*cri.Image, containers []*cri.Container) ([]*cri.Image, error) {
+	if len(images) == 0 {
+		return nil, nil
+	}
+	mounted := map[string]bool{}
+	for _, c := range containers {
+		reply, err := m.cfg.Containers.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: c.Id})
+		if status.Code(err) == codes.NotFound {
+			continue // it went meanwhile
+		}
+		if err != nil {
+			return nil, fmt.Errorf("container %s: status: %w", c.Id, err)
+		}
+		for _, mount := range reply.GetStatus().GetMounts() {
+			mounted[mount.GetImage().GetImage()] = true
+		}
+	}
+	return slices.DeleteFunc(images, func(i *cri.Image) bool {
+		if used(i, mounted) {
+			m.seen[i.Id] = record{m.seen[i.Id].first, time.Now()}
+			return true
+		}
+		return false
+	}), nil
 }
 
 func used(i *cri.Image, inUse map[string]bool) bool {

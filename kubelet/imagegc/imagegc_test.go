@@ -20,6 +20,11 @@ type store struct {
 	cri.RuntimeServiceClient
 	images []*cri.Image
 	inUse  []string
+	volume string // an image that a container has mounted
+}
+
+func (s *store) ContainerStatus(context.Context, *cri.ContainerStatusRequest, ...grpc.CallOption) (*cri.ContainerStatusResponse, error) {
+	return &cri.ContainerStatusResponse{Status: &cri.ContainerStatus{Mounts: []*cri.Mount{{}, {Image: &cri.ImageSpec{Image: s.volume}}}}}, nil
 }
 
 func (s *store) ListImages(context.Context, *cri.ListImagesRequest, ...grpc.CallOption) (*cri.ListImagesResponse, error) {
@@ -115,9 +120,9 @@ func TestRemoveUnused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &store{}
 		m := s.manager(func(c *Config) { c.MinAge = 0 })
-		s.add("a", "busy", "pinned")
-		s.inUse = []string{"busy"}
-		if freed, err := m.RemoveUnused(t.Context()); freed != 100 || err != nil || s.left() != "busy pinned" {
+		s.add("a", "busy", "pinned", "volume")
+		s.inUse, s.volume = []string{"busy"}, "volume"
+		if freed, err := m.RemoveUnused(t.Context()); freed != 100 || err != nil || s.left() != "busy pinned volume" {
 			t.Errorf("freed %d, %v, left %s", freed, err, s.left())
 		}
 	})

@@ -35,6 +35,7 @@ const tries = 5
 type Config struct {
 	Name, Hostname string
 	IPs            []net.IP
+	GivenIPs       bool // somebody has chosen them; else they were found
 	CloudProvider  bool // a cloud controller manager gives addresses
 	ProviderID     string
 	Labels         map[string]string
@@ -294,6 +295,11 @@ func (m *Manager) reconcile(found, want *v1.Node) *v1.Node {
 		}
 	}
 	set(&out.Annotations, attachAnnotation, "true")
+	if ips, given := want.Annotations[givenAnnotation]; given {
+		set(&out.Annotations, givenAnnotation, ips)
+	} else {
+		delete(out.Annotations, givenAnnotation)
+	}
 	return out
 }
 

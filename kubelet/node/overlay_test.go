@@ -111,6 +111,26 @@ func TestCloudAddresses(t *testing.T) {
 	}
 }
 
+// TestGivenAddresses: a cloud's controller is told which addresses the node shall have, and until it has given some, these count.
+func TestGivenAddresses(t *testing.T) {
+	client := connect(t, kubetest.New(t))
+	for _, given := range []bool{true, false} {
+		m := manager(&engine{network: true}, client, func(c *Config) { c.CloudProvider, c.GivenIPs = true, given })
+		m.refresh(t.Context())
+		if err := m.tryRegister(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		n, err := client.Nodes.All().Get(t.Context(), "n", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ips, has := n.Annotations[givenAnnotation]
+		if has != given || (given && (ips != "192.0.2.1" || n.Status.Addresses[0].Address != "192.0.2.1")) {
+			t.Errorf("given %v: annotation %q, addresses %v", given, ips, n.Status.Addresses)
+		}
+	}
+}
+
 // TestRefusedCIDR: pod CIDRs are given until the runtime takes them, both families in one, and then no more.
 func TestRefusedCIDR(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,6 +19,9 @@ import (
 // attachAnnotation says that the control plane attaches volumes, not the node.
 const attachAnnotation = "volumes.kubernetes.io/controller-managed-attach-detach"
 
+// givenAnnotation tells a cloud controller manager which addresses the node shall have.
+const givenAnnotation = "alpha.kubernetes.io/provided-node-ip"
+
 // ownLabels are set by the kubelet at each start.
 var ownLabels = []string{
 	v1.LabelHostname, v1.LabelOSStable, v1.LabelArchStable, "beta.kubernetes.io/os", "beta.kubernetes.io/arch",
@@ -39,6 +42,9 @@ func (m *Manager) initial() *v1.Node {
 	n.Spec.Taints = slices.Clone(m.cfg.Taints)
 	if m.cfg.CloudProvider { // until its controller has looked at the node
 		n.Spec.Taints = append(n.Spec.Taints, v1.Taint{Key: "node.cloudprovider.kubernetes.io/uninitialized", Value: "true", Effect: v1.TaintEffectNoSchedule})
+		if m.cfg.GivenIPs {
+			n.Annotations[givenAnnotation] = m.ipList()
+		}
 	}
 	return n
 }
@@ -86,12 +92,21 @@ func (m *Manager) addresses(s *v1.NodeStatus) {
 		return // the cloud's controller has given them
 	}
 	s.Addresses = nil
-	if !m.cfg.CloudProvider {
+	if !m.cfg.CloudProvider || m.cfg.GivenIPs { // those that were chosen count until the controller has given its own
 		for _, ip := range m.cfg.IPs {
 			s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeInternalIP, Address: ip.String()})
 		}
 	}
 	s.Addresses = append(s.Addresses, v1.NodeAddress{Type: v1.NodeHostName, Address: m.cfg.Hostname})
+}
+
+// ipList is the addresses with commas between.
+func (m *Manager) ipList() string {
+	var ips []string
+	for _, ip := range m.cfg.IPs {
+		ips = append(ips, ip.String())
+	}
+	return strings.Join(ips, ",")
 }
 
 // resources sets ours, and leaves those that device plugins and administrators have added.
