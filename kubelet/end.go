@@ -3,6 +3,7 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -15,7 +16,7 @@ import (
 
 // stop ends all containers of the pod and describes what became of them.
 func (w *worker) stop(ctx context.Context, v view) error {
-	have, err := w.k.reader.Pod(ctx, w.uid)
+	have, err := w.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -27,7 +28,7 @@ func (w *worker) stop(ctx context.Context, v view) error {
 	if err := w.meanwhile(ctx, v, func() error { return w.killPod(ctx, v.pod, have, v.grace) }); err != nil {
 		return err
 	}
-	if have, err = w.k.reader.Pod(ctx, w.uid); err != nil {
+	if have, err = w.look(ctx); err != nil {
 		return err
 	}
 	if have.Running() {
@@ -40,17 +41,9 @@ func (w *worker) stop(ctx context.Context, v view) error {
 
 // cleanUp frees what a pod held that has ended, and once the pod is not wanted any more, removes all of it.
 func (w *worker) cleanUp(ctx context.Context, v view) (gone bool, err error) {
-	w.k.probes.Remove(w.uid)
-	if err := w.k.cfg.Volumes.TearDown(ctx, w.uid); err != nil {
-		return false, fmt.Errorf("volumes: %w", err)
-	}
-	if err := w.k.cfg.Cgroups.Remove(w.uid); err != nil {
+	if err := w.freeAll(ctx); err != nil {
 		return false, err
 	}
-	w.k.cfg.Objects.Unregister(w.uid)
-	w.k.crashes.Forget(w.uid)
-	w.k.images.Forget(w.uid)
-	w.free()
 	if w.beginsAnew() {
 		w.k.status.Forget(w.uid)
 		return true, nil
@@ -58,14 +51,7 @@ func (w *worker) cleanUp(ctx context.Context, v view) (gone bool, err error) {
 	if v.pod.DeletionTimestamp == nil && !v.removed {
 		return false, nil // it stays, for its status and logs to be read
 	}
-	have, err := w.k.reader.Pod(ctx, w.uid)
-	if err != nil {
-		return false, err
-	}
-	if err := w.removeAll(ctx, v.pod, have); err != nil {
-		return false, err
-	}
-	if err := w.k.cfg.UserIDs.Release(w.uid); err != nil {
+	if err := w.vanish(ctx, v.pod); err != nil {
 		return false, err
 	}
 	if v.removed {
@@ -77,6 +63,52 @@ func (w *worker) cleanUp(ctx context.Context, v view) (gone bool, err error) {
 	}
 	w.k.status.End(w.uid, w.apiPod(v.pod)) // the API server lets it go, and its source tells us
 	return false, nil
+}
+
+// freeAll frees what the pod held of the node.
+func (w *worker) freeAll(ctx context.Context) error {
+	if w.isFree() {
+		return nil
+	}
+	w.k.probes.Remove(w.uid)
+	if err := w.k.cfg.Volumes.TearDown(ctx, w.uid); err != nil {
+		return fmt.Errorf("volumes: %w", err)
+	}
+	if err := w.k.cfg.Cgroups.Remove(w.uid); err != nil {
+		return err
+	}
+	w.k.cfg.Objects.Unregister(w.uid)
+	w.k.crashes.Forget(w.uid)
+	w.k.images.Forget(w.uid)
+	w.free()
+	return nil
+}
+
+// vanish removes all that the runtime has of the pod, once.
+func (w *worker) vanish(ctx context.Context, p *v1.Pod) error {
+	if w.vanished {
+		return nil
+	}
+	have, err := w.look(ctx)
+	if err != nil {
+		return err
+	}
+	if err := w.removeAll(ctx, p, have); err != nil {
+		return err
+	}
+	if err := w.k.cfg.UserIDs.Release(w.uid); err != nil {
+		return err
+	}
+	w.settle()
+	w.vanished = true
+	return nil
+}
+
+// settle heeds what happened in the runtime while the pod was removed.
+func (w *worker) settle() {
+	w.mu.Lock()
+	w.read = time.Now()
+	w.mu.Unlock()
 }
 
 // removeAll removes sandboxes, with all containers, and logs.

@@ -163,7 +163,11 @@ func (k *Kubelet) Healthy() error { return k.watcher.Healthy() }
 func (k *Kubelet) Wake(uid types.UID) { k.pods.wake(uid) }
 
 // runtimeChanged is told of pods in which the runtime saw something happen, those that no source has among them.
-func (k *Kubelet) runtimeChanged(uid types.UID) { k.pods.wake(uid) }
+func (k *Kubelet) runtimeChanged(uid types.UID, at time.Time) {
+	if w := k.pods.find(uid); w != nil {
+		w.stir(at)
+	}
+}
 
 // Probes are what probes have found out.
 func (k *Kubelet) Probes() *probe.Manager { return k.probes }

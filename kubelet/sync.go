@@ -40,7 +40,7 @@ func (w *worker) sync(ctx context.Context, v view) (again time.Duration, err err
 	v.pod = w.allot(v.pod)
 	w.k.cfg.Objects.Register(v.pod)
 	for range roundsAtOnce {
-		have, err := w.k.reader.Pod(ctx, w.uid)
+		have, err := w.look(ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -152,7 +152,8 @@ type done struct {
 
 // do does what a plan says, and tells how the pod is meanwhile if that is anything that takes time.
 func (w *worker) do(ctx context.Context, v view, have *runtime.Pod, p plan.Plan) (d done, err error) {
-	if !p.EndPod && !p.NewSandbox && len(p.Kill) == 0 && len(p.Start) == 0 {
+	isFirst := p.NewSandbox && len(have.Containers) == 0 // of which nothing can be told but that it is on its way
+	if isFirst || (!p.EndPod && !p.NewSandbox && len(p.Kill) == 0 && len(p.Start) == 0) {
 		return w.act(ctx, v.pod, have, p)
 	}
 	err = w.meanwhile(ctx, v, func() error {

@@ -4,15 +4,19 @@ import (
 	"cmp"
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	v1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/orlop/orlop/kubelet/pod"
+	"github.com/orlop/orlop/kubelet/runtime"
 	"github.com/orlop/orlop/kubelet/status"
 )
 
@@ -39,7 +43,9 @@ type worker struct {
 	uid      types.UID
 	fullName string
 	log      *slog.Logger
-	pokes    chan struct{}
+	pokes    chan struct{} // the pod, or something that it depends on, is another
+	stirs    chan struct{} // something happened to it in the runtime
+	echoes   chan struct{} // the API server has another status of it
 
 	mu       sync.Mutex
 	spec     *v1.Pod
@@ -55,6 +61,9 @@ type worker struct {
 	cancel   context.CancelFunc                  // of what is under way; nil between
 	reasons  map[string]v1.ContainerStateWaiting // why containers wait, by their names
 
+	stirred time.Time // when something last happened to the pod in the runtime
+	read    time.Time // when what the runtime has of it was last asked for, all of which was heeded
+
 	held     allotment        // nil before the pod was let in
 	resizing *v1.PodCondition // of a resize that is under way or waits
 	hooked   string           // the ID of the container whose postStart hook runs
@@ -63,15 +72,16 @@ type worker struct {
 	counted atomic.Bool // its start, see countStart
 
 	// What only the worker's goroutine touches.
-	passes  int               // over the pod so far
-	retries int               // failures in a row
-	stopped bool              // liveness probes were ended
-	tried   map[string]string // resources that containers were given, by their IDs
+	passes   int               // over the pod so far
+	retries  int               // failures in a row
+	stopped  bool              // liveness probes were ended
+	vanished bool              // the runtime has nothing of the pod any more
+	tried    map[string]string // resources that containers were given, by their IDs
 }
 
 func newWorker(k *Kubelet, p *v1.Pod) *worker {
 	w := &worker{
-		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1), admitted: ranBefore(p),
+		k: k, uid: p.UID, fullName: pod.FullName(p), spec: p, pokes: make(chan struct{}, 1), stirs: make(chan struct{}, 1), echoes: make(chan struct{}, 1), admitted: ranBefore(p),
 		log: k.log.With("pod", pod.Ref(p), "uid", p.UID), began: time.Now(), reasons: map[string]v1.ContainerStateWaiting{}, tried: map[string]string{},
 	}
 	w.poke()
@@ -83,6 +93,38 @@ func (w *worker) poke() {
 	case w.pokes <- struct{}{}:
 	default: // it will look anyhow
 	}
+}
+
+// stir has the worker look at what the runtime has of the pod, unless it has done so since.
+func (w *worker) stir(at time.Time) {
+	w.mu.Lock()
+	if at.After(w.stirred) {
+		w.stirred = at
+	}
+	w.mu.Unlock()
+	select {
+	case w.stirs <- struct{}{}:
+	default:
+	}
+}
+
+// heeded is true if all that happened in the runtime was seen and acted upon: most of it the worker itself has caused.
+func (w *worker) heeded() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.read.After(w.stirred)
+}
+
+// look reads what the runtime has of the pod. Who calls it must act upon all of it.
+func (w *worker) look(ctx context.Context) (*runtime.Pod, error) {
+	began := time.Now()
+	have, err := w.k.reader.Pod(ctx, w.uid)
+	if err == nil {
+		w.mu.Lock()
+		w.read = began
+		w.mu.Unlock()
+	}
+	return have, err
 }
 
 func (w *worker) pod() *v1.Pod {
@@ -121,7 +163,24 @@ func (w *worker) update(p *v1.Pod) {
 	}
 	w.mu.Unlock()
 	w.k.changes.ring()
-	w.poke()
+	if isNews(old, p) {
+		w.poke()
+		return
+	}
+	select {
+	case w.echoes <- struct{}{}:
+	default:
+	}
+}
+
+// isNews is false for a pod in which nothing is another but what is told of it: most likely what we ourselves have told.
+func isNews(old, p *v1.Pod) bool {
+	foreign := func(of *v1.Pod) []v1.PodCondition {
+		return slices.DeleteFunc(slices.Clone(of.Status.Conditions), func(c v1.PodCondition) bool { return status.IsOwn(c.Type) })
+	}
+	return old.Generation != p.Generation || !old.DeletionTimestamp.Equal(p.DeletionTimestamp) ||
+		pod.GracePeriodSeconds(old) != pod.GracePeriodSeconds(p) || !maps.Equal(old.Labels, p.Labels) ||
+		!maps.Equal(old.Annotations, p.Annotations) || !equality.Semantic.DeepEqual(foreign(old), foreign(p))
 }
 
 // remove ends a pod that its source no longer has.
@@ -243,9 +302,10 @@ func (w *worker) meanwhile(ctx context.Context, v view, do func() error) error {
 				return
 			case <-w.pokes:
 				poked = true
-				if err := w.reportNow(ctx, v); err != nil && ctx.Err() == nil {
-					w.log.Debug("status not told", "err", err)
-				}
+			case <-w.stirs: // which is looked at again after what is done now
+			}
+			if err := w.reportNow(ctx, v); err != nil && ctx.Err() == nil {
+				w.log.Debug("status not told", "err", err)
 			}
 		}
 	}()
@@ -267,6 +327,14 @@ func (w *worker) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-w.pokes:
+		case <-w.stirs:
+			if w.heeded() {
+				continue
+			}
+		case <-w.echoes:
+			if !w.k.status.Differs(w.uid, w.pod()) {
+				continue
+			}
 		case <-wait.C:
 		}
 		turn, v := w.begin(ctx)

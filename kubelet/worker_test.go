@@ -62,3 +62,46 @@ func TestCountStart(t *testing.T) {
 		}
 	}
 }
+
+// What the API server repeats of what it was told is no news; all else of a pod is.
+func TestIsNews(t *testing.T) {
+	old := &v1.Pod{ObjectMeta: metav1.ObjectMeta{Generation: 1, Labels: map[string]string{"a": "b"}}}
+	old.Status.Conditions = []v1.PodCondition{{Type: "gate", Status: v1.ConditionFalse}}
+	for _, tt := range []struct {
+		name   string
+		change func(p *v1.Pod)
+		want   bool
+	}{
+		{"our status", func(p *v1.Pod) {
+			p.ResourceVersion, p.Status.Phase = "2", v1.PodRunning
+			p.Status.Conditions = append(p.Status.Conditions, v1.PodCondition{Type: v1.PodReady, Status: v1.ConditionTrue})
+		}, false},
+		{"a readiness gate", func(p *v1.Pod) { p.Status.Conditions[0].Status = v1.ConditionTrue }, true},
+		{"the spec", func(p *v1.Pod) { p.Generation = 2 }, true},
+		{"a label", func(p *v1.Pod) { p.Labels = nil }, true},
+		{"an annotation", func(p *v1.Pod) { p.Annotations = map[string]string{"x": "y"} }, true},
+		{"its deletion", func(p *v1.Pod) { p.DeletionTimestamp = new(metav1.Now()) }, true},
+		{"less grace", func(p *v1.Pod) { p.DeletionGracePeriodSeconds = new(int64(1)) }, true},
+	} {
+		p := old.DeepCopy()
+		tt.change(p)
+		if got := isNews(old, p); got != tt.want {
+			t.Errorf("%s: news is %v", tt.name, got)
+		}
+	}
+}
+
+// What happened in the runtime before the worker last looked was seen.
+func TestHeeded(t *testing.T) {
+	w := &worker{stirs: make(chan struct{}, 1)}
+	w.settle()
+	w.stir(w.read.Add(-time.Millisecond))
+	if !w.heeded() {
+		t.Error("what happened before it looked is looked at again")
+	}
+	w.stir(w.read.Add(time.Millisecond))
+	w.stir(w.read.Add(-time.Hour))
+	if w.heeded() {
+		t.Error("what happened after it looked is not looked at")
+	}
+}

@@ -201,7 +201,7 @@ func (c changes) wait(t *testing.T, want types.UID) {
 func watch(t *testing.T, client *Client) (changes, *Watcher) {
 	t.Helper()
 	told := make(changes, 100)
-	w := NewWatcher(NewReader(client), func(uid types.UID) { told <- uid }, func(time.Duration) {}, slog.New(slog.DiscardHandler))
+	w := NewWatcher(NewReader(client), func(uid types.UID, _ time.Time) { told <- uid }, func(time.Duration) {}, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); w.Run(ctx) }()

@@ -26,7 +26,7 @@ const (
 // Watcher tells which pods changed in the runtime.
 type Watcher struct {
 	reader  *Reader
-	changed func(uid types.UID)
+	changed func(uid types.UID, at time.Time)
 	listed  func(took time.Duration)
 	log     *slog.Logger
 
@@ -35,9 +35,9 @@ type Watcher struct {
 	relist   chan struct{}
 }
 
-// NewWatcher calls changed, which must not block, for each pod in which something happened, and listed for each list of all
-// pods.
-func NewWatcher(reader *Reader, changed func(uid types.UID), listed func(took time.Duration), log *slog.Logger) *Watcher {
+// NewWatcher calls changed, which must not block, for each pod in which something happened, with when it did at the latest, and
+// listed for each list of all pods.
+func NewWatcher(reader *Reader, changed func(uid types.UID, at time.Time), listed func(took time.Duration), log *slog.Logger) *Watcher {
 	w := &Watcher{reader: reader, changed: changed, listed: listed, log: log, relist: make(chan struct{}, 1)}
 	w.listedAt.Store(time.Now().UnixNano())
 	return w
@@ -66,7 +66,7 @@ func (w *Watcher) Run(ctx context.Context) {
 			w.listed(time.Since(began))
 			w.listedAt.Store(time.Now().UnixNano())
 			for uid := range differ(known, now) {
-				w.changed(uid)
+				w.changed(uid, time.Now())
 			}
 			known = now
 		} else if ctx.Err() == nil {
@@ -121,11 +121,25 @@ func (w *Watcher) stream(ctx context.Context) error {
 			return err
 		}
 		if uid := event.GetPodSandboxStatus().GetMetadata().GetUid(); uid != "" {
-			w.changed(types.UID(uid))
+			w.changed(types.UID(uid), timeOf(event))
 		} else {
 			w.listNow() // an event without its pod
 		}
 	}
+}
+
+// delivery is how long an event may have been on its way. One that says that it is older, or of the future, is not believed: clocks
+// are set.
+const delivery = time.Second
+
+// timeOf is when an event happened, by the clock of this process that is never set.
+func timeOf(e *cri.ContainerEventResponse) time.Time {
+	now := time.Now()
+	age := now.Sub(time.Unix(0, e.CreatedAt))
+	if age < 0 || age > delivery {
+		return now
+	}
+	return now.Add(-age)
 }
 
 // streaming is true for a stream that did not fail at once: nothing else tells that a quiet one works.

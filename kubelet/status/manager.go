@@ -65,6 +65,21 @@ func (m *Manager) Get(uid types.UID) (v1.PodStatus, bool) {
 	return v1.PodStatus{}, false
 }
 
+// Differs is true if a pod, as the API server has it now, does not say what was set last: somebody has changed it, or it is on
+// its way.
+func (m *Manager) Differs(uid types.UID, known *v1.Pod) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e := m.pods[uid]
+	return e == nil || e.version == 0 || e.ended || !says(known, e.status)
+}
+
+// says is true if the API server has what we say of the pod.
+func says(known *v1.Pod, s v1.PodStatus) bool {
+	_, changed, err := difference(known, merge(known, *s.DeepCopy()))
+	return err == nil && !changed
+}
+
 // Set remembers and sends a pod's status. known is the pod as the API server has it, which for a static pod is its mirror;
 // nil if it has none.
 func (m *Manager) Set(uid types.UID, known *v1.Pod, s v1.PodStatus) {
@@ -121,7 +136,7 @@ func (e *entry) seeLocked(known *v1.Pod) {
 		e.pod, e.sent = known, 0
 	case newer(known, e.pod):
 		e.pod = known
-		if e.sent == e.version && !e.sending && e.disturbed() {
+		if e.sent == e.version && !e.sending && !says(e.pod, e.status) {
 			e.sent = 0
 		}
 	}
@@ -131,12 +146,6 @@ func (e *entry) seeLocked(known *v1.Pod) {
 func newer(a, b *v1.Pod) bool {
 	order, err := resourceversion.CompareResourceVersion(a.ResourceVersion, b.ResourceVersion)
 	return err == nil && order > 0
-}
-
-// disturbed is true if somebody else has changed what we say of the pod.
-func (e *entry) disturbed() bool {
-	_, changed, err := difference(e.pod, merge(e.pod, *e.status.DeepCopy()))
-	return err == nil && changed
 }
 
 // dueLocked is true if there is something to send.

@@ -10,6 +10,7 @@ import (
 
 	imgspec "github.com/opencontainers/image-spec/specs-go/v1"
 	v1 "k8s.io/api/core/v1"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/orlop/orlop/test/images"
 	"github.com/orlop/orlop/test/registry"
@@ -82,4 +83,9 @@ spec:
   containers: [{name: main, image: LOCKED, imagePullPolicy: Always, command: ["true"]}]
 `, "LOCKED", locked.image))
 	s.waitPod("licensed", "done", phase(v1.PodSucceeded))
+	s.kubectl("delete", "pod", "licensed")
+	s.eventually("its image to go", func() error {
+		_, err := runtime.Client.Image.RemoveImage(t.Context(), &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: locked.image}})
+		return err
+	})
 }
