@@ -32,7 +32,7 @@ func TestMetrics(t *testing.T) {
 		r.advance(11 * time.Second)
 		want := `# HELP prober_probe_total Attempts of probes by container and result.
 # TYPE prober_probe_total counter
-prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u",probe_type="Readiness",result="failed"} 2
+prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u",probe_type="Readiness",result="failed"} 3
 prober_probe_total{container="c",namespace="ns",pod="p",pod_uid="u",probe_type="Readiness",result="successful"} 2
 `
 		if diff := cmp.Diff(want, scrape(t, r.m)); diff != "" {

@@ -184,11 +184,11 @@ func TestSemantics(t *testing.T) {
 		{name: "readiness at once, then each period", container: v1.Container{ReadinessProbe: every(10)},
 			after: 25 * time.Second, tried: "r0 r10 r20", started: true, ready: true},
 		{name: "readiness of a server that takes a moment", container: v1.Container{ReadinessProbe: every(10)}, answer: failUntil(250 * time.Millisecond),
-			after: 11 * time.Second, tried: "r0! r0.1! r0.3 r10.3", started: true, ready: true},
+			after: 11 * time.Second, tried: "r0! r0.05! r0.15! r0.35 r10.35", started: true, ready: true},
 		{name: "readiness of a slow server", container: v1.Container{ReadinessProbe: every(10)}, answer: failUntil(15 * time.Second),
-			after: 25 * time.Second, tried: "r0! r0.1! r0.3! r0.7! r1.5! r3.1! r6.3! r10! r20", started: true, ready: true},
+			after: 25 * time.Second, tried: "r0! r0.05! r0.15! r0.35! r0.75! r1.55! r3.15! r6.35! r10! r20", started: true, ready: true},
 		{name: "readiness kills nothing", container: v1.Container{ReadinessProbe: every(1)}, answer: alwaysFail,
-			after: 3500 * time.Millisecond, tried: "r0! r0.1! r0.3! r0.7! r1! r2! r3!", started: true},
+			after: 3500 * time.Millisecond, tried: "r0! r0.05! r0.15! r0.35! r0.75! r1! r2! r3!", started: true},
 		{name: "readiness after its delay", container: v1.Container{ReadinessProbe: delayed(7, every(10))},
 			after: 18 * time.Second, tried: "r7 r17", started: true, ready: true},
 		{name: "not ready during the delay", container: v1.Container{ReadinessProbe: delayed(7, every(10))}, after: 6 * time.Second, started: true},
@@ -224,14 +224,14 @@ func TestSemantics(t *testing.T) {
 		// Startup.
 		{name: "startup holds back the others", container: v1.Container{StartupProbe: every(10), LivenessProbe: every(5), ReadinessProbe: every(5)},
 			answer: func(kind string, _ time.Duration) error { return onlyIf(kind == "s") },
-			after:  9 * time.Second, tried: "s0! s0.1! s0.3! s0.7! s1.5! s3.1! s6.3!"},
+			after:  9 * time.Second, tried: "s0! s0.05! s0.15! s0.35! s0.75! s1.55! s3.15! s6.35!"},
 		{name: "startup succeeds once, then the others run", container: v1.Container{StartupProbe: every(10), LivenessProbe: every(5), ReadinessProbe: every(5)},
 			answer: failUntil(600 * time.Millisecond),
-			after:  11 * time.Second, tried: "s0! s0.1! s0.3! s0.7 r0.7 l5 r5.7 l10 r10.7", started: true, ready: true},
+			after:  11 * time.Second, tried: "s0! s0.05! s0.15! s0.35! s0.75 r0.75 l5 r5.75 l10 r10.75", started: true, ready: true},
 		{name: "startup has failureThreshold times the period", container: v1.Container{StartupProbe: every(1)}, answer: alwaysFail,
-			after: 2900 * time.Millisecond, tried: "s0! s0.1! s0.3! s0.7! s1! s2!"},
+			after: 2900 * time.Millisecond, tried: "s0! s0.05! s0.15! s0.35! s0.75! s1! s2!"},
 		{name: "startup fails", container: v1.Container{StartupProbe: every(1)}, answer: alwaysFail,
-			after: 9 * time.Second, tried: "s0! s0.1! s0.3! s0.7! s1! s2! s3!", failed: "Container c failed startup probe"},
+			after: 9 * time.Second, tried: "s0! s0.05! s0.15! s0.35! s0.75! s1! s2! s3!", failed: "Container c failed startup probe"},
 		{name: "startup after its delay", container: v1.Container{StartupProbe: delayed(3, every(10))}, after: 20 * time.Second, tried: "s3", started: true, ready: true},
 
 		// Time.
@@ -287,7 +287,7 @@ func TestEvents(t *testing.T) {
 		r.pass()
 		r.advance(5 * time.Second)
 		want := []string{ // and nothing of the first second
-			"p/c Warning Unhealthy Readiness probe failed: out", // 1.5
+			"p/c Warning Unhealthy Readiness probe failed: out", // 1.55
 			"p/c Warning Unhealthy Readiness probe failed: out", // 2
 			"p/c Warning Unhealthy Liveness probe errored and resulted in unknown state: runtime is down",
 		}

@@ -28,7 +28,7 @@ type schedule struct {
 
 // Early attempts. Failures in the first quiet time are so common that nobody is told.
 const (
-	firstPause = 100 * time.Millisecond
+	firstPause = 50 * time.Millisecond
 	quietTime  = time.Second
 )
 

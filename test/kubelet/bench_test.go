@@ -57,7 +57,7 @@ func probed(name string) *v1.Pod {
 			TerminationGracePeriodSeconds: &one,
 			Containers: []v1.Container{{
 				Name: "main", Image: image,
-				Command:        []string{"sh", "-c", "mkdir -p /www; echo hi > /www/index.html; busybox httpd -p 8080 -h /www; trap exit TERM; sleep 100000 & wait"},
+				Command:        []string{"sh", "-c", "trap exit TERM; mkdir -p /www; echo hi > /www/index.html; busybox httpd -p 8080 -h /www; sleep 100000 & wait"},
 				ReadinessProbe: &v1.Probe{ProbeHandler: page, PeriodSeconds: 10},
 				LivenessProbe:  &v1.Probe{ProbeHandler: command, PeriodSeconds: 10},
 			}},
