@@ -25,6 +25,7 @@ import (
 	"github.com/orlop/orlop/conmon/child"
 	"github.com/orlop/orlop/oci/runtime"
 	"github.com/orlop/orlop/test/kernel"
+	"github.com/orlop/orlop/test/process"
 )
 
 var binary = os.Getenv("ORLOP_CONMON") // orlop-conmon; unless it is given, built once
@@ -931,14 +932,14 @@ func TestKillMonitor(t *testing.T) {
 // The monitor's program is replaced again and again meanwhile; both of its processes go on as the new one.
 func TestUpgrade(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "orlop-conmon")
-	install(t, binary, program)
+	process.Install(t, binary, program)
 	n := newNodeOf(t, program)
 	if done, err := n.Upgrade(t.Context()); err != nil || done {
 		t.Errorf("%v, %v, and there is nothing newer", done, err)
 	}
 	keeper := n.monitors()[0]
 	n.rounds(func() {
-		install(t, binary, program)
+		process.Install(t, binary, program)
 		if done, err := n.Upgrade(t.Context()); err != nil || !done {
 			t.Fatalf("%v, %v", done, err)
 		}
@@ -954,25 +955,10 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
-// install puts a copy of a program in the place of another one.
-func install(t testing.TB, from, to string) {
-	t.Helper()
-	data, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to+".new", data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(to+".new", to); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A program that does not run, or can't read what this one leaves, is not taken: the monitor and its containers stay.
 func TestUpgradeRefused(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "orlop-conmon")
-	install(t, binary, program)
+	process.Install(t, binary, program)
 	n := newNodeOf(t, program)
 	n.run(n.request("c", "while :; do echo alive; sleep 0.01; done"))
 	before := n.monitors()
@@ -985,7 +971,7 @@ func TestUpgradeRefused(t *testing.T) {
 		if err := os.WriteFile(program+".bad", []byte(tt.script), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		install(t, program+".bad", program)
+		process.Install(t, program+".bad", program)
 		if done, err := n.Upgrade(t.Context()); err == nil || done || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: %v, %v; want %q", tt.script, done, err, tt.want)
 		}
@@ -998,7 +984,7 @@ func TestUpgradeRefused(t *testing.T) {
 	if err := os.WriteFile(program+".bad", []byte(vanishing), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	install(t, program+".bad", program)
+	process.Install(t, program+".bad", program)
 	if done, err := n.Upgrade(t.Context()); err == nil || done || !strings.Contains(err.Error(), "could not become") {
 		t.Errorf("%v, %v", done, err)
 	}

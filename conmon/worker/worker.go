@@ -61,14 +61,16 @@ func turn(ctx context.Context) (done func(), err error) {
 	}
 	giveBack := sync.OnceFunc(func() { <-spawns })
 	timer := time.AfterFunc(turnTime, giveBack)
-	return func() { timer.Stop(); giveBack(); tidy.Reset(tidyTime) }, nil
+	return func() { timer.Stop(); giveBack(); tidy().Reset(tidyTime) }, nil
 }
 
 // tidyTime after the last start, what starts have left to the garbage collector is collected, among it descriptors of
 // libcontainer's. By itself the collector may take two minutes for it, and keeps the memory.
 const tidyTime = 3 * time.Second
 
-var tidy = time.AfterFunc(tidyTime, debug.FreeOSMemory)
+// tidy's timer is made by the first start: this package is in libcontainer's child too, which must do nothing by itself once
+// its seccomp profile is in force.
+var tidy = sync.OnceValue(func() *time.Timer { return time.AfterFunc(tidyTime, debug.FreeOSMemory) })
 
 // Run works until the keeper says that it is over. It expects the descriptors that the keeper passes.
 func Run(ctx context.Context, cfg keeper.Config, log *slog.Logger) error {

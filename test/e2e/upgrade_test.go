@@ -10,6 +10,7 @@ import (
 
 	"github.com/orlop/orlop/test/criclient"
 	"github.com/orlop/orlop/test/daemon"
+	"github.com/orlop/orlop/test/process"
 )
 
 // A restart of the daemon after the programs have been replaced has the monitor go on as the new one: the same keeper, and
@@ -20,7 +21,7 @@ func TestMonitorIsUpgraded(t *testing.T) {
 		t.Fatal(err)
 	}
 	program := filepath.Join(t.TempDir(), "orlop-conmon")
-	install(t, bins.Monitor, program)
+	process.Install(t, bins.Monitor, program)
 	d := another(t, nil, func(d *daemon.Daemon) {
 		config := filepath.Join(d.Dir, "orlop.toml")
 		text, err := os.ReadFile(config)
@@ -37,7 +38,7 @@ func TestMonitorIsUpgraded(t *testing.T) {
 	writer := pod.Container(t, probe, criclient.Run("/probe", "spam", fmt.Sprint(total), fmt.Sprint(size), "1ms"))
 	rest := sleeper(t, pod)
 	pid, keeper, worker := rest.Pid(t), d.Pid(daemon.Keeper), d.Pid(daemon.Worker)
-	install(t, bins.Monitor, program)
+	process.Install(t, bins.Monitor, program)
 	if err := d.Restart(t.Context(), syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -62,19 +63,4 @@ func TestMonitorIsUpgraded(t *testing.T) {
 		t.Errorf("writer: exit code %d, %s", st.ExitCode, st.Reason)
 	}
 	sequence(t, criclient.Lines(writer.Log(t), "stdout"), total, size, 1)
-}
-
-// install puts a copy of a program in the place of another one, as a package manager does.
-func install(t *testing.T, from, to string) {
-	t.Helper()
-	data, err := os.ReadFile(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(to+".new", data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(to+".new", to); err != nil {
-		t.Fatal(err)
-	}
 }

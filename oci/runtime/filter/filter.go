@@ -24,6 +24,7 @@ import "C"
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -39,14 +40,14 @@ const given = 3
 // seals make a file that nobody can change any more (fcntl(2)).
 const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
 
-// Adopt takes the filter that this process was given, if it was. The descriptor stays open, so that nothing else gets its
-// number, until the process executes its program.
+// Adopt takes the filter that this process was given, if it was. The descriptor, whatever it is, stays open until the process
+// executes its program, so that nothing else gets its number, and not longer.
 func Adopt() {
+	unix.CloseOnExec(given)
 	got, err := unix.FcntlInt(given, unix.F_GET_SEALS, 0)
-	if err != nil || got != seals {
+	if err != nil || got&seals != seals { // the kernel may have put another seal on it: F_SEAL_EXEC
 		return
 	}
-	unix.CloseOnExec(given)
 	C.filter_adopt(given)
 }
 
@@ -102,7 +103,10 @@ func (c *Cache) putLocked(id profileID, f *os.File) {
 var compiling sync.Mutex
 
 func compile(profile *configs.Seccomp) (*os.File, error) {
-	fd, err := unix.MemfdCreate("seccomp", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.MemfdCreate("seccomp", unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL) // some nodes allow no other: vm.memfd_noexec
+	if errors.Is(err, unix.EINVAL) {                                              // before Linux 6.3
+		fd, err = unix.MemfdCreate("seccomp", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
